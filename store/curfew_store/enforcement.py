@@ -1,0 +1,162 @@
+"""The daemon's half of the store: claim overdue runs, look ahead, and judge a single run.
+
+The claim is one statement, meant for autocommit: one round trip, and the server commits without the
+client being alive. Its shape carries these reasons:
+
+- The CTE is MATERIALIZED, so its LIMIT holds; a subselect under IN may be run again by a nested loop and
+  then locks more rows than asked for.
+- ``FOR NO KEY UPDATE SKIP LOCKED`` decides: a row that changed between snapshot and lock is judged again
+  on its newest version, a row that somebody holds is passed over, and the LIMIT still fills.
+- The UPDATE repeats the predicate inside a CASE, for engines whose SKIP LOCKED is weaker. Repeated plainly
+  it offers the planner the partial index for the join as well: on never-analysed statistics that cost
+  6 s per batch of 500, against 7 ms like this (PostgreSQL 15, 100,000 due rows).
+- ``now()`` rather than ``clock_timestamp()``: a volatile function cannot be an index condition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import (
+    Connection,
+    Double,
+    Integer,
+    Select,
+    Uuid,
+    bindparam,
+    case,
+    exists,
+    extract,
+    false,
+    func,
+    literal,
+    literal_column,
+    select,
+    true,
+    tuple_,
+    update,
+)
+
+from curfew_store import keys
+from curfew_store.errors import RunCancelled, RunCompleted, RunTimedOut
+from curfew_store.operations import Operation, timed_out_fields
+from curfew_store.records import ClaimedRun, FlowRunControlRecord, LookAhead, RunState
+from curfew_store.schema import TIMESTAMPTZ, Tables, armed, as_utc, control_columns, due
+
+__all__ = ["OVERDUE_REASON", "claim_overdue", "claim_statement", "ensure_may_run", "look_ahead"]
+
+OVERDUE_REASON: Final = "Run exceeded its timeout deadline."
+
+Cursor = ClaimedRun
+
+
+def claim_overdue(conn: Connection, tables: Tables, *, limit: int, after: Cursor | None = None) -> list[ClaimedRun]:
+    """Marks up to *limit* overdue runs and returns them in the order of their deadlines.
+
+    *after* continues a drain behind the last run of the batch before. An extended and expired run can lie
+    before it, so a drain is over only when a batch from the start comes back short.
+    """
+    parameters: dict[str, Any] = {"limit": limit}
+    if after is not None:
+        parameters |= {"after_deadline": after.deadline, "after_run_id": after.run_id}
+    rows = conn.execute(claim_statement(tables, continued=after is not None), parameters)
+    return sorted((ClaimedRun(*row) for row in rows), key=lambda run: (run.deadline, run.run_id))
+
+
+@cache
+def claim_statement(tables: Tables, *, continued: bool) -> Any:
+    """The claim, from the start of the index or behind a cursor."""
+    controls = tables.controls
+    candidates = select(controls.c.run_id).where(due(controls))
+    if continued:
+        cursor = tuple_(bindparam("after_deadline", type_=TIMESTAMPTZ), bindparam("after_run_id", type_=Uuid()))
+        candidates = candidates.where(tuple_(controls.c.timeout_at_utc, controls.c.run_id) > cursor)
+    return _mark(tables, candidates.order_by(controls.c.timeout_at_utc, controls.c.run_id))
+
+
+def _mark(tables: Tables, candidates: Select[tuple[UUID]]) -> Any:
+    """Locks up to ``:limit`` of the *candidates* and marks them."""
+    controls = tables.controls
+    locked = (
+        candidates.limit(bindparam("limit", type_=Integer))
+        .with_for_update(skip_locked=True, key_share=True)
+        .cte("due")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    still_due = case((due(controls), true()), else_=false())
+    return (
+        update(controls)
+        .where(controls.c.run_id == locked.c.run_id, still_due)
+        .values(timed_out_fields(controls, literal(OVERDUE_REASON)))
+        .returning(
+            controls.c.run_id,
+            controls.c.flow_id,
+            as_utc(controls.c.timeout_at_utc),
+            as_utc(controls.c.timed_out_at_utc),
+        )
+    )
+
+
+def look_ahead(conn: Connection, tables: Tables) -> LookAhead:
+    """The next deadline, and whether anything is overdue; one read-only statement, no locks."""
+    return LookAhead(*conn.execute(_look_ahead_statement(tables)).one())
+
+
+@cache
+def _look_ahead_statement(tables: Tables) -> Any:
+    controls = tables.controls
+    # Capped, since the difference to an infinite deadline is an error before PostgreSQL 17.
+    capped = func.least(controls.c.timeout_at_utc, func.now() + literal_column("interval '86400 seconds'"))
+    seconds = extract("epoch", capped - func.now())
+    ahead = (
+        select(seconds.cast(Double))
+        .where(armed(controls), controls.c.timeout_at_utc > func.now())
+        .order_by(controls.c.timeout_at_utc)
+        .limit(literal_column("1"))
+    )
+    overdue = exists().where(due(controls))
+    return select(ahead.scalar_subquery().label("next_due_in"), overdue.label("overdue"))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What `ensure_may_run` found. Raised only after the transaction has been committed."""
+
+    record: FlowRunControlRecord | None
+    lapsed: bool
+
+    def raise_if_stopped(self) -> FlowRunControlRecord | None:
+        """The record of a run that may go on (``None`` where there is none), else an error by its state."""
+        record = self.record
+        if record is None:
+            return None
+        if record.state is RunState.COMPLETED:
+            raise RunCompleted(record.run_id, record)
+        if record.state is RunState.CANCEL_REQUESTED:
+            raise RunCancelled(record.run_id, record)
+        if self.lapsed or record.state is RunState.TIMED_OUT:
+            raise RunTimedOut(record.run_id, record)
+        return record
+
+
+def ensure_may_run(tables: Tables, run_id: UUID) -> Operation[Verdict]:
+    """Reads a run and latches it there and then if its deadline has lapsed and nobody holds the row."""
+    controls = tables.controls
+    this = controls.c.run_id == keys.checked_run_id(run_id)
+    read = select(*control_columns(controls), due(controls).label("lapsed")).where(this)
+    mark = _mark(tables, select(controls.c.run_id).where(this, due(controls)))
+
+    def judge(conn: Connection) -> Verdict:
+        row = conn.execute(read).one_or_none()
+        if row is not None and row.lapsed:
+            conn.execute(mark, {"limit": 1})
+            # Read again: the run may have been extended, or marked by somebody else, or be held locked.
+            row = conn.execute(read).one_or_none()
+        if row is None:
+            return Verdict(None, lapsed=False)
+        return Verdict(FlowRunControlRecord(*row[:-1]), lapsed=bool(row.lapsed))
+
+    return judge

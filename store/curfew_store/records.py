@@ -1,0 +1,98 @@
+"""What the store hands out: frozen facts about a run, no rows and no dictionaries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from uuid import UUID
+
+__all__ = ["ClaimedRun", "FlowRunControlRecord", "LookAhead", "RunConfiguration", "RunState", "StartedRun"]
+
+
+class RunState(Enum):
+    """What a control record says of its run. The first that applies, in this order."""
+
+    TIMED_OUT = "timed_out"
+    COMPLETED = "completed"
+    CANCEL_REQUESTED = "cancel_requested"
+    ACTIVE = "active"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRunControlRecord:
+    """One row of ``flow_run_controls``. All times are aware and in UTC.
+
+    A time that Python cannot express (only other writers can produce one) is shown as the nearest that it
+    can: ``-infinity`` and years before 1 as 0001-01-01, ``infinity`` and years after 9999 as the last
+    microsecond of 9999.
+    """
+
+    run_id: UUID
+    flow_id: UUID
+    trigger_key: str
+    idempotency_key: str | None
+    timeout_at_utc: datetime | None
+    cancel_requested: bool
+    cancel_reason: str | None
+    cancel_requested_at_utc: datetime | None
+    timed_out_at_utc: datetime | None
+    created_at_utc: datetime
+    """When the record was written; for a row adopted from FlowOrchestrator, when it was adopted."""
+    completed_at_utc: datetime | None
+
+    @property
+    def state(self) -> RunState:
+        """The state of the run. A lapsed deadline that nobody has marked yet does not show here."""
+        if self.timed_out_at_utc is not None:
+            return RunState.TIMED_OUT
+        if self.completed_at_utc is not None:
+            return RunState.COMPLETED
+        return RunState.CANCEL_REQUESTED if self.cancel_requested else RunState.ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class StartedRun:
+    """The answer of `start_run`.
+
+    *duplicate* says that this call wrote nothing and *run_id* is the run of an earlier call. If that is the
+    run id which you passed in, the earlier call was yours: its transaction had committed, so dispatch it.
+    """
+
+    run_id: UUID
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfiguration:
+    """One run for `configure_runs`; the fields are the parameters of `configure_run`."""
+
+    run_id: UUID
+    flow_id: UUID
+    trigger_key: str
+    idempotency_key: str | None = None
+    timeout_at_utc: datetime | None = None
+    timeout: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRun:
+    """A run that one claim marked as timed out. *deadline* is shown as in `FlowRunControlRecord`."""
+
+    run_id: UUID
+    flow_id: UUID
+    deadline: datetime
+    timed_out_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LookAhead:
+    """What lies ahead of a sweep, by the database's clock.
+
+    *next_due_in*: seconds from the start of the statement to the earliest armed deadline that is still in
+    the future, ``None`` where there is none. *overdue*: whether armed runs are due and not marked, locked
+    ones included.
+    """
+
+    next_due_in: float | None
+    overdue: bool
