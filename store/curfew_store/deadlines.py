@@ -56,7 +56,7 @@ class Deadline:
 def from_now(seconds: float | ColumnElement[float]) -> ColumnElement[Any]:
     """The moment *seconds* from the start of the statement, in SQL."""
     amount = bindparam(None, seconds, type_=Double) if isinstance(seconds, float) else seconds
-    zero = literal_column("0")
+    zero: ColumnElement[int] = literal_column("0")
     return func.statement_timestamp(type_=TIMESTAMPTZ) + func.make_interval(zero, zero, zero, zero, zero, zero, amount)
 
 

@@ -39,6 +39,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.types import TypeEngine
 
 from curfew_store import keys
 from curfew_store.deadlines import (
@@ -113,8 +114,8 @@ def configure_runs(tables: Tables, runs: Iterable[RunConfiguration]) -> Operatio
     parameters = _configuration_arrays(runs)
     controls = tables.controls
     names = ("run_id", "flow_id", "trigger_key", "idempotency_key", "at", "after")
-    types = (Uuid(), Uuid(), String(), String(), TIMESTAMPTZ, Double())
-    arrays = [bindparam(name, type_=ARRAY(type_)) for name, type_ in zip(names, types, strict=True)]
+    types: tuple[TypeEngine[Any], ...] = (Uuid(), Uuid(), String(), String(), TIMESTAMPTZ, Double())
+    arrays: list[Any] = [bindparam(name, type_=ARRAY(type_)) for name, type_ in zip(names, types, strict=True)]
     given = func.unnest(*arrays).table_valued(*names).render_derived()
     rows = select(
         given.c.run_id,

@@ -1,0 +1,237 @@
+"""Looking without touching: gauges, the plan of what would be marked, and facts for a health check.
+
+Plain SELECTs that take no row lock, so what SKIP LOCKED hides from a claim is seen here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    DateTime,
+    Double,
+    Integer,
+    Interval,
+    Select,
+    String,
+    bindparam,
+    case,
+    column,
+    exists,
+    extract,
+    func,
+    literal,
+    literal_column,
+    select,
+    table,
+)
+
+from curfew_store.deadlines import required_timeout
+from curfew_store.enforcement import claim_statement
+from curfew_store.schema import ARMED_INDEX, CONTROLS, VERSION_TABLE, Tables, armed, as_utc, due
+from curfew_store.version import relation_exists
+
+__all__ = [
+    "Gauges",
+    "PlannedFlow",
+    "ServerFacts",
+    "claim_uses_index",
+    "gauges",
+    "has_upstream_engine",
+    "keys_without_record",
+    "missing_rights",
+    "planned_flows",
+    "server_facts",
+]
+
+UPSTREAM_RUNS: Final = "flow_runs"
+
+
+def has_upstream_engine(conn: Connection, tables: Tables) -> bool:
+    """Whether FlowOrchestrator's own table of runs stands beside the controls.
+
+    Upstream records that a run has ended there and nowhere else, so its finished runs look overdue here.
+    """
+    return relation_exists(conn, tables.schema, UPSTREAM_RUNS)
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """Counts stop at a bound; ``*_capped`` says that one did. Durations are in seconds."""
+
+    overdue: int
+    overdue_capped: bool
+    oldest_overdue_age: float | None
+    armed: int
+    armed_capped: bool
+    next_due_in: float | None
+
+
+def gauges(conn: Connection, tables: Tables, *, bound: int) -> Gauges:
+    """How many armed runs are overdue and how many are still to come, each counted up to *bound*; one statement."""
+    controls = tables.controls
+    still_to_come = (armed(controls), controls.c.timeout_at_utc > func.now())
+
+    def count(*conditions: Any) -> Any:
+        some: Select[Any] = select(literal_column("1")).select_from(controls).where(*conditions)
+        return select(func.count()).select_from(some.limit(bindparam("bound")).subquery()).scalar_subquery()
+
+    def edge(*conditions: Any) -> Any:
+        first = select(controls.c.timeout_at_utc).where(*conditions).order_by(controls.c.timeout_at_utc)
+        return first.limit(literal_column("1")).scalar_subquery()
+
+    def seconds(later: Any, earlier: Any) -> Any:
+        # Infinite times have no difference before PostgreSQL 17; a century is as good.
+        near = func.now() - literal_column("interval '100 years'")
+        far = func.now() + literal_column("interval '100 years'")
+        return extract("epoch", func.least(later, far) - func.greatest(earlier, near)).cast(Double)
+
+    oldest = edge(due(controls))
+    following = edge(*still_to_come)
+    row = conn.execute(
+        select(
+            count(due(controls)).label("overdue"),
+            case((oldest.is_not(None), seconds(func.now(), oldest))).label("age"),
+            count(*still_to_come).label("armed"),
+            case((following.is_not(None), seconds(following, func.now()))).label("next_due_in"),
+        ),
+        {"bound": bound + 1},
+    ).one()
+    return Gauges(
+        overdue=min(row.overdue, bound),
+        overdue_capped=row.overdue > bound,
+        oldest_overdue_age=row.age,
+        armed=min(row.armed, bound),
+        armed_capped=row.armed > bound,
+        next_due_in=row.next_due_in,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFlow:
+    """The runs of one flow that a sweep would mark by a moment."""
+
+    flow_id: UUID
+    overdue: int
+    due_later: int
+    earliest: datetime
+    latest: datetime
+
+
+def planned_flows(conn: Connection, tables: Tables, *, within: timedelta | None = None) -> list[PlannedFlow]:
+    """What would be marked now, or *within* a time from now, per flow; most runs first. Changes nothing."""
+    controls = tables.controls
+    reach = timedelta(seconds=0 if within is None else required_timeout(within))
+    overdue = controls.c.timeout_at_utc <= func.now()
+    statement = (
+        select(
+            controls.c.flow_id,
+            func.count().filter(overdue),
+            func.count().filter(~overdue),
+            as_utc(func.min(controls.c.timeout_at_utc)).label("earliest"),
+            as_utc(func.max(controls.c.timeout_at_utc)).label("latest"),
+        )
+        .where(armed(controls), controls.c.timeout_at_utc <= func.now() + bindparam("reach", reach, type_=Interval))
+        .group_by(controls.c.flow_id)
+        .order_by(func.count().desc(), controls.c.flow_id)
+    )
+    return [PlannedFlow(*row) for row in conn.execute(statement)]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a health check wants to know of the session and its server. Timeouts are in milliseconds, 0 is none."""
+
+    version: int
+    role: str
+    clock: datetime
+    recovery: bool
+    read_only: bool
+    isolation: str
+    synchronous_commit: str
+    statement_timeout: int
+    lock_timeout: int
+    idle_in_transaction_timeout: int
+
+
+def server_facts(conn: Connection) -> ServerFacts:
+    """Version, role, clock and the settings that matter, of this very session; one statement."""
+    return ServerFacts(
+        *conn.execute(
+            select(
+                _setting("server_version_num").cast(Integer),
+                literal_column("current_user::text"),
+                as_utc(func.clock_timestamp(type_=DateTime(timezone=True))),
+                func.pg_is_in_recovery(),
+                _setting("transaction_read_only") == "on",
+                _setting("default_transaction_isolation"),
+                _setting("synchronous_commit"),
+                *(_milliseconds(name) for name in _TIMEOUTS),
+            )
+        ).one()
+    )
+
+
+_TIMEOUTS: Final = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+
+
+def _setting(name: str) -> ColumnElement[str]:
+    return func.current_setting(literal(name, String()), type_=String())
+
+
+def _milliseconds(name: str) -> ColumnElement[int]:
+    settings = table("pg_settings", column("name"), column("setting"), schema="pg_catalog")
+    return select(settings.c.setting.cast(Integer)).where(settings.c.name == name).scalar_subquery()
+
+
+_MARKED: Final = ("timed_out_at_utc", "cancel_requested", "cancel_reason", "cancel_requested_at_utc")
+
+
+def missing_rights(conn: Connection, tables: Tables) -> list[str]:
+    """What this role lacks for enforcing, as the GRANT that would give it; empty if nothing."""
+    schema, controls, version = tables.schema, _quoted(tables.schema, CONTROLS), _quoted(tables.schema, VERSION_TABLE)
+    wanted = [
+        (func.has_schema_privilege(schema, "USAGE"), f"USAGE ON SCHEMA {_quoted(schema)}"),
+        (func.has_table_privilege(version, "SELECT"), f"SELECT ON {version}"),
+        (func.has_table_privilege(controls, "SELECT"), f"SELECT ON {controls}"),
+        *((func.has_column_privilege(controls, name, "UPDATE"), f"UPDATE ({name}) ON {controls}") for name in _MARKED),
+    ]
+    held = conn.execute(select(*(has for has, _ in wanted))).one()
+    return [grant for has, (_, grant) in zip(held, wanted, strict=True) if not has]
+
+
+def _quoted(*names: str) -> str:
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
+
+
+def keys_without_record(conn: Connection, tables: Tables, *, older_than: timedelta, bound: int) -> int:
+    """How many keys older than a grace period point to no control record, counted up to *bound*.
+
+    A crash of a producer that writes key and record in two transactions leaves such keys; every repeat of the
+    trigger is then taken for a duplicate of a run that never was. `start_run` cannot leave one.
+    """
+    keys, controls = tables.keys, tables.controls
+    some = (
+        select(literal_column("1"))
+        .select_from(keys)
+        .where(
+            keys.c.created_at_utc < func.now() - bindparam("grace", older_than, type_=Interval),
+            ~exists().where(controls.c.run_id == keys.c.run_id),
+        )
+        .limit(bindparam("bound", bound))
+        .subquery()
+    )
+    return conn.execute(select(func.count()).select_from(some)).scalar_one()
+
+
+def claim_uses_index(conn: Connection, tables: Tables) -> tuple[bool, str]:
+    """Whether the planner would run the claim on the index of armed deadlines, and its plan as text."""
+    compiled = claim_statement(tables, continued=False).compile(dialect=conn.dialect)
+    lines = conn.exec_driver_sql(f"EXPLAIN {compiled}", {**compiled.params, "limit": 500}).scalars().all()
+    plan = "\n".join(lines)
+    return ARMED_INDEX in plan and f"Seq Scan on {CONTROLS}" not in plan, plan
