@@ -1,0 +1,1 @@
+"""The daemon that marks overdue runs as timed out."""

@@ -1,0 +1,28 @@
+"""``curfewd`` and ``python -m curfew_daemon``."""
+
+from __future__ import annotations
+
+import sys
+
+# What the `daemon` extra brings; a base install is the store alone.
+_EXTRA = frozenset(
+    {"alembic", "apscheduler", "prometheus_client", "pydantic", "pydantic_settings", "rich", "starlette", "structlog"}
+    | {"tenacity", "typer", "uvicorn"}
+)
+_MISSING_EXTRA = 8  # lifecycle.Exit.MISSING_EXTRA; nothing of the package can be imported here yet
+
+
+def main() -> None:
+    """Run the command line; without the extra, say how to install it."""
+    try:
+        from curfew_daemon.cli import app  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _EXTRA:
+            raise
+        sys.stderr.write(f"curfewd needs its daemon extra ({error.name} is missing): pip install 'curfewd[daemon]'\n")
+        raise SystemExit(_MISSING_EXTRA) from None
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""The composition root: builds every part, connects them, and lives through the process's life.
+
+The only module that knows APScheduler. It runs two jobs there, ``sweep`` and ``observe``, each in a thread of
+its own; `Pacer` decides on the monotonic clock when they run, and the main thread sleeps for it and takes
+signals meanwhile.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Final
+
+from apscheduler.events import (
+    EVENT_JOB_ERROR,
+    EVENT_JOB_EXECUTED,
+    EVENT_JOB_MAX_INSTANCES,
+    EVENT_JOB_MISSED,
+    JobEvent,
+)
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
+
+from curfew_daemon import config, events
+from curfew_daemon.config import Settings
+from curfew_daemon.conninfo import describe, read_database_url, redact
+from curfew_daemon.enforcer import Enforcer
+from curfew_daemon.events import Events
+from curfew_daemon.failures import REMEDIES, is_database_error, shown
+from curfew_daemon.http import HttpServer, bind, create_app, url_of
+from curfew_daemon.lifecycle import Action, Exit, Heartbeat, Notifier, Signals
+from curfew_daemon.links import make_link
+from curfew_daemon.metrics import Metrics
+from curfew_daemon.observer import Observer
+from curfew_daemon.pacing import Pacer
+from curfew_daemon.results import DatabaseState, MarkedBatch, SweepResult
+from curfew_daemon.sweeper import Sweeper
+from curfew_store.schema import tables_in
+
+__all__ = ["Daemon"]
+
+_LONG_AGO: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_NEVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
+_READY_WITHIN: Final = 10.0
+
+
+class _OnDemand(BaseTrigger):  # type: ignore[misc]  # APScheduler is not typed
+    """A trigger that never fires: the job runs when `Pacer` pokes it and at no other time."""
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:  # noqa: ARG002
+        return _NEVER
+
+
+class Daemon:
+    """``curfewd run``: one process that enforces until it is told to stop. `run` may be called once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._events = Events()
+        self._metrics = Metrics()
+        self._heartbeat = Heartbeat()
+        self._notifier = Notifier()
+        self._signals = Signals(on_second=self._events.second_signal)
+        self._ready_sent = False
+        self._exit = Exit.OK
+        self.abandoned = False
+        """Whether a thread was left behind that still waits for the database."""
+        self._job_ended = threading.Event()
+        self._scheduler = self._make_scheduler()
+        self._pacer = Pacer(self._poke, self._signals.wake)
+        self._enforcer, self._observer = self._make_workers()
+
+    def run(self) -> Exit:
+        """Enforce until SIGTERM or SIGINT; returns the exit code. For the main thread.
+
+        Raises `BindFailed` if the address for HTTP cannot be used.
+        """
+        settings = self._settings
+        if settings.ignored:
+            self._events.settings_ignored_service_links(settings.ignored)
+        sock = bind(settings.http_host, settings.http_port)
+        app = create_app(render=self._metrics.render, beat_age=self._heartbeat.age, readiness=self._readiness)
+        server = HttpServer(app, sock, self._events.http_died)
+        with self._signals:
+            server.start()
+            self._events.http_listening(url_of(sock))
+            self._events.started(**self._described())
+            self._scheduler.start()
+            try:
+                self._pace()
+            finally:
+                self._shut_down(server)
+        self._events.stopped(int(self._exit))
+        return self._exit
+
+    # The loop of the main thread.
+
+    def _pace(self) -> None:
+        while True:
+            action = self._signals.wait(self._pacer.run_due())
+            if action is Action.RELOAD:
+                self._reload()
+            if action is Action.STOP or self._exit is not Exit.OK:
+                return
+
+    def _reload(self) -> None:
+        self._notifier.reloading()
+        try:
+            new, refused = config.reload(self._settings)
+        except config.SettingsError as error:
+            self._events.reload_failed(error)
+        else:
+            changed = [config.VARIABLES[name] for name, value in new if value != getattr(self._settings, name)]
+            self._settings = new
+            events.set_level(new.log_level)
+            self._events.reloaded(changed)
+            if refused:
+                self._events.reload_refused(refused)
+            self._enforcer.reconnect()  # a rotated secret shows now, not at the next outage
+            self._enforcer.nudge()
+            self._pacer.wake("sweep")
+        self._notifier.ready(self._status())
+
+    def _shut_down(self, server: HttpServer) -> None:
+        if self._signals.stop_signal is not None:
+            self._events.stopping(self._signals.stop_signal)
+        self._notifier.stopping()
+        self._enforcer.stop()
+        give_up = time.monotonic() + self._settings.shutdown_grace
+        while not self._pacer.idle("sweep") and (remaining := give_up - time.monotonic()) > 0:
+            self._job_ended.wait(remaining)
+            self._job_ended.clear()
+        if self._pacer.idle("sweep"):
+            self._enforcer.close()
+        else:
+            self.abandoned = True
+            self._events.shutdown_grace_exceeded(self._settings.shutdown_grace)
+        self._scheduler.shutdown(wait=False)
+        server.stop()
+
+    # What the workers report, each from its own thread.
+
+    def woke(self, reason: str) -> None:
+        self._metrics.woke(reason)
+
+    def marked(self, batch: MarkedBatch) -> None:
+        self._metrics.marked(batch)
+        self._events.marked(batch)
+
+    def swept(self, result: SweepResult) -> None:
+        self._metrics.swept(result)
+        self._events.swept(result)
+
+    def sweep_failed(self, error: BaseException) -> None:
+        self._metrics.sweep_failed()
+        if not is_database_error(error):
+            self._events.sweep_failed(error)
+
+    def database(self, old: DatabaseState | None, new: DatabaseState, error: BaseException | None) -> None:
+        self._metrics.database(new)
+        said = None if error is None else self._redacted(error)
+        self._events.database(old, new, REMEDIES.get(new) or None, said)
+        self._notifier.status(self._status())
+        if new is DatabaseState.UP:
+            self._pacer.wake("observe")
+        if new is DatabaseState.UPSTREAM_ENGINE:
+            self._refuse_upstream()
+
+    def beat(self) -> None:
+        self._heartbeat.beat()
+        self._metrics.beat()
+        if not self._ready_sent:
+            self._ready_sent = True
+            self._notifier.ready(self._status())
+        self._notifier.watchdog()
+
+    # The jobs.
+
+    def _sweep_job(self) -> float:
+        return self._enforcer.serve().delay
+
+    def _observe_job(self) -> float:
+        if self._enforcer.state is DatabaseState.UP:
+            try:
+                observation = self._observer.run_once()
+            except Exception as error:  # noqa: BLE001  (gauges are not worth a life; the event tells)
+                self._metrics.observation_failed()
+                self._events.observation_failed(error)
+                if getattr(error, "state", None) is DatabaseState.UPSTREAM_ENGINE:
+                    self._refuse_upstream()
+            else:
+                self._metrics.observed(observation)
+                self._events.observed(observation)
+        return self._settings.observe_interval
+
+    def _refuse_upstream(self) -> None:
+        self._events.upstream_engine_found(f"{self._settings.schema_name}.flow_runs")
+        self._exit = Exit.UPSTREAM_ENGINE
+        self._enforcer.stop()
+        self._signals.wake()
+
+    # APScheduler.
+
+    def _make_scheduler(self) -> Any:
+        scheduler = BackgroundScheduler(
+            executors={"default": ThreadPoolExecutor(1), "observe": ThreadPoolExecutor(1)},
+            job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+            timezone=UTC,
+        )
+        scheduler.add_listener(
+            self._on_job_event,
+            EVENT_JOB_EXECUTED | EVENT_JOB_ERROR | EVENT_JOB_MISSED | EVENT_JOB_MAX_INSTANCES,
+        )
+        return scheduler
+
+    def _poke(self, name: str) -> None:
+        # A moment long past is due by whatever the wall clock says now or after its next step.
+        self._scheduler.modify_job(name, next_run_time=_LONG_AGO)
+
+    def _on_job_event(self, event: JobEvent) -> None:
+        name = event.job_id
+        if event.code == EVENT_JOB_EXECUTED:
+            self._metrics.scheduler("executed")
+            self._pacer.ended(name, event.retval)
+        elif event.code == EVENT_JOB_ERROR:
+            self._metrics.scheduler("error")
+            self._events.scheduler_job_failed(name, event.exception)
+            self._pacer.ended(name, self._settings.poll_interval)
+        elif event.code == EVENT_JOB_MISSED:
+            self._metrics.scheduler("missed")
+            self._events.scheduler_missed(name)
+            self._pacer.ended(name, 0.0)
+        else:
+            self._metrics.scheduler("max_instances")
+            self._pacer.wake(name)
+        self._job_ended.set()
+
+    def _make_workers(self) -> tuple[Enforcer, Observer]:
+        settings, tables = self._settings, tables_in(self._settings.schema_name)
+
+        def current() -> Settings:
+            return self._settings
+
+        link = make_link(
+            current,
+            statement_timeout=settings.statement_timeout,
+            on_options_dropped=self._events.startup_options_dropped,
+        )
+        sweeper = Sweeper(
+            tables,
+            link.connection,
+            batch_size=lambda: self._settings.batch_size,
+            on_batch=self.marked,
+            beat=self.beat,
+            stopping=lambda: self._enforcer.stopping,
+        )
+        enforcer = Enforcer(
+            sweeper,
+            link,
+            self,
+            poll_interval=lambda: self._settings.poll_interval,
+            reconnect_max=lambda: self._settings.reconnect_max,
+        )
+        observer = Observer(tables, make_link(current, statement_timeout=settings.observe_budget))
+        for name, job, executor in (("sweep", self._sweep_job, "default"), ("observe", self._observe_job, "observe")):
+            self._scheduler.add_job(job, _OnDemand(), id=name, executor=executor)
+            self._pacer.add(name)
+        return enforcer, observer
+
+    # What is shown.
+
+    def _readiness(self) -> tuple[bool, str]:
+        state, success = self._enforcer.state, self._enforcer.last_success
+        if state is None:
+            return False, "starting"
+        if state is not DatabaseState.UP:
+            return False, f"database: {state}"
+        if success is None or time.monotonic() - success > _READY_WITHIN + self._settings.poll_interval:
+            return False, "no sweep has succeeded lately"
+        return True, "ok"
+
+    def _status(self) -> str:
+        return f"database: {self._enforcer.state or 'connecting'}"
+
+    def _redacted(self, error: BaseException) -> str:
+        try:
+            return redact(shown(error), read_database_url(self._settings))
+        except config.SettingsError:
+            return shown(error)  # the URL cannot be read, so nothing of it can be in the error
+
+    def _described(self) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "database": describe(read_database_url(settings)),
+            "schema": settings.schema_name,
+            "instance": settings.instance,
+            "poll_interval_s": settings.poll_interval,
+            "batch_size": settings.batch_size,
+            "version": version("curfewd"),
+            "python": platform.python_version(),
+        }

@@ -1,0 +1,228 @@
+"""The command line: ``curfewd run | once | check | migrate | plan | demo``.
+
+Each command reads the settings from the environment, does one thing, and ends with a documented code. What
+only some commands need (Alembic, the HTTP server, rich) is imported in the command that needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from importlib.metadata import version
+from typing import Annotated
+
+import durationpy
+import typer
+
+from curfew_daemon import events
+from curfew_daemon.config import Settings, SettingsError
+from curfew_daemon.lifecycle import Exit
+
+EPILOG = (
+    "Settings are environment variables that start with CURFEW_, or lines of the file that CURFEW_ENV_FILE names; "
+    "the least is CURFEW_DATABASE_URL=postgresql://user:password@host/database. "
+    "Exit codes: 0 done, 1 failure or finding, 2 usage, 3 settings, 4 database, 5 schema, 6 another engine's runs, "
+    "7 port taken, 8 not installed."
+)
+
+app = typer.Typer(
+    name="curfewd",
+    help="Marks runs as timed out when their deadline has passed: once, and within milliseconds.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"curfewd {version('curfewd')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Marks runs as timed out when their deadline has passed: once, and within milliseconds."""
+
+
+@app.command(epilog=EPILOG)
+def run() -> None:
+    """Enforce deadlines until SIGTERM or SIGINT.
+
+    Any number of these may run on one database. Survives every outage of it and says so in logs, metrics and
+    /readyz; SIGHUP reads the settings again.
+    """
+    from curfew_daemon.app import Daemon  # noqa: PLC0415
+    from curfew_daemon.http import BindFailed  # noqa: PLC0415
+
+    settings = _settings()
+    events.configure(settings.log_format, settings.log_level)
+    daemon = Daemon(settings)
+    try:
+        code = daemon.run()
+    except BindFailed as error:
+        _fail(Exit.PORT_TAKEN, str(error))
+    sys.stderr.flush()
+    if daemon.abandoned:
+        # A thread is still waiting for the database; the interpreter would wait for it in turn.
+        os._exit(code)
+    raise typer.Exit(code)
+
+
+@app.command(epilog=EPILOG)
+def once(
+    wait: Annotated[
+        str, typer.Option(help="How long to wait for overdue runs that somebody holds locked, as 10s or 2m.")
+    ] = "10s",
+) -> None:
+    """Mark what is overdue now, and exit: for cron and for Kubernetes jobs."""
+    from curfew_daemon.once import sweep_until_done  # noqa: PLC0415
+
+    patience = _duration("--wait", wait)
+    settings = _settings()
+    with _database_errors():
+        outcome = sweep_until_done(settings, patience.total_seconds())
+    late = "" if outcome.lag_max is None else f", the latest {outcome.lag_max:,.3f} s after its deadline"
+    typer.echo(f"marked {outcome.marked:,} runs in {outcome.duration:.2f} s{late}")
+    if outcome.overdue_remains:
+        _fail(Exit.FAILURE, "overdue runs remain that others hold locked: run `curfewd once` again, or see pg_locks")
+
+
+@app.command(epilog=EPILOG)
+def check() -> None:
+    """Look for whatever could keep deadlines from being met, and say what to do about it.
+
+    Settings, connection, schema, rights, timeouts, clock, orphaned keys and the plan of the claim. Changes
+    nothing. Exits with 0 if there is nothing to do, warnings included, and otherwise with the code of the first
+    error.
+    """
+    from curfew_daemon.check import Level, examine  # noqa: PLC0415
+
+    settings = _settings()
+    worst = Exit.OK
+    for finding in examine(settings):
+        typer.echo(f"{finding.level.value:<8} {finding.topic:<12} {finding.message}")
+        if finding.remedy:
+            typer.echo(f"{'':<21} -> {finding.remedy}")
+        if finding.level is Level.ERROR and worst is Exit.OK:
+            worst = finding.exit
+    raise typer.Exit(worst)
+
+
+@app.command(epilog=EPILOG)
+def migrate(
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL instead of running it; needs no database.")] = False,
+) -> None:
+    """Create the tables, or adopt and update the ones that are there.
+
+    Safe beside running producers and daemons, safe to repeat, safe to run twice at once. Uses
+    CURFEW_MIGRATION_DATABASE_URL where it is set: past a pooler, and as the owner of the tables.
+    """
+    from curfew_daemon.conninfo import read_migration_database_url  # noqa: PLC0415
+    from curfew_daemon.database import bounded_engine  # noqa: PLC0415
+    from curfew_store.errors import MigrationError  # noqa: PLC0415
+    from curfew_store.migrate import script, upgrade  # noqa: PLC0415
+
+    if sql:
+        typer.echo(script(schema=os.environ.get("CURFEW_SCHEMA") or "public"), nl=False)
+        return
+    settings = _settings()
+    with _database_errors():
+        engine = bounded_engine(
+            read_migration_database_url(settings),
+            application_name=f"curfewd migrate {settings.instance}",
+            connect_timeout=settings.connect_timeout,
+            answer_timeout=float("inf"),  # an index is built for as long as it takes
+        )
+        try:
+            before, after = upgrade(
+                engine,
+                schema=settings.schema_name,
+                on_wait=lambda: typer.echo("waiting for another migration of this schema", err=True),
+            )
+        except MigrationError as error:
+            _fail(Exit.FAILURE, str(error))
+    where = f"schema {settings.schema_name}"
+    if before == after:
+        typer.echo(f"{where} is up to date at {after}")
+    else:
+        typer.echo(f"{where} migrated from {before or 'nothing of ours'} to {after}")
+
+
+@app.command(epilog=EPILOG)
+def plan(
+    within: Annotated[
+        str | None, typer.Option(help="Also count what falls due within this time from now, as 90s, 15m, 1h or 7d.")
+    ] = None,
+) -> None:
+    """List what would be marked, per flow, and change nothing."""
+    from curfew_daemon.plan import planned, render  # noqa: PLC0415
+
+    reach = None if within is None else _duration("--within", within)
+    settings = _settings()
+    with _database_errors():
+        for line in render(planned(settings, reach), within):
+            typer.echo(line)
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(min=3, max=3600, help="How long runs are started.")] = 20.0,
+    rate: Annotated[float, typer.Option(min=1, max=500, help="Runs started per second.")] = 20.0,
+    forever: Annotated[bool, typer.Option("--forever", help="Go on until Ctrl-C.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live view.")] = False,
+    database_url: Annotated[
+        str | None, typer.Option(help="Use this server, in a schema of the demo's own, instead of starting one.")
+    ] = None,
+) -> None:
+    """See it work: a real PostgreSQL, a real daemon, and runs that time out before your eyes."""
+    from curfew_daemon.demo import Options, play  # noqa: PLC0415
+
+    raise typer.Exit(play(Options(seconds=seconds, rate=rate, forever=forever, plain=plain, database_url=database_url)))
+
+
+def _settings() -> Settings:
+    try:
+        return Settings.load()
+    except SettingsError as error:
+        for problem in error.problems:
+            typer.echo(f"curfewd: {problem}", err=True)
+        raise typer.Exit(Exit.SETTINGS) from None
+
+
+def _duration(option: str, text: str) -> timedelta:
+    try:
+        duration = durationpy.from_str(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no duration; write 90s, 15m, 1h or 1h30m", param_hint=option) from None
+    if not timedelta(0) < duration <= timedelta(days=36_500):
+        raise typer.BadParameter(f"{text!r} is not between 1us and 100 years", param_hint=option)
+    return duration
+
+
+def _fail(code: Exit, message: str) -> None:
+    typer.echo(f"curfewd: {message}", err=True)
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _database_errors() -> Iterator[None]:
+    """Ends the command with the code and the remedy of whatever the database said."""
+    from curfew_daemon.failures import REMEDIES, exit_of, is_database_error, shown, state_of  # noqa: PLC0415
+
+    try:
+        yield
+    except Exception as error:
+        if not is_database_error(error):
+            raise
+        remedy = REMEDIES.get(state_of(error))
+        _fail(exit_of(error), shown(error) + (f"\n         -> {remedy}" if remedy else ""))

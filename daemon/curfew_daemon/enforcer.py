@@ -1,0 +1,155 @@
+"""Sweeps at their time, through whatever the database does.
+
+`Enforcer.serve` is the body of the sweep job: it sweeps, and as long as the next wake-up is near it waits and
+sweeps again by itself, so that a deadline is not met late by the scheduler's own way from thread to thread.
+It never raises for the database's sake: an error drops the connection, is told once as a change of state, and
+the next wake-up comes after a jittered, bounded delay.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from curfew_daemon.database import Link
+from curfew_daemon.failures import is_database_error, state_of
+from curfew_daemon.results import DatabaseState, SweepResult
+from curfew_daemon.sweeper import Sweeper
+from curfew_daemon.wake import Pace, Wake
+
+__all__ = ["Enforcer", "Listener"]
+
+
+class Listener(Protocol):
+    """Who hears what the enforcer did; the composition root turns it into log lines and metrics."""
+
+    def woke(self, reason: str) -> None:
+        """A sweep begins."""
+
+    def swept(self, result: SweepResult) -> None:
+        """A sweep reached its end."""
+
+    def sweep_failed(self, error: BaseException) -> None:
+        """A sweep ended in *error*."""
+
+    def database(self, old: DatabaseState | None, new: DatabaseState, error: BaseException | None) -> None:
+        """The state of the database changed."""
+
+    def beat(self) -> None:
+        """The loop is alive."""
+
+
+class Enforcer:
+    """Serves deadlines through *sweeper* and *link*. `nudge`, `stop` and `reconnect` are for other threads.
+
+    *poll_interval* and *reconnect_max* are asked each time, in seconds.
+    """
+
+    def __init__(
+        self,
+        sweeper: Sweeper,
+        link: Link,
+        listener: Listener,
+        *,
+        poll_interval: Callable[[], float],
+        reconnect_max: Callable[[], float],
+    ) -> None:
+        self._sweeper = sweeper
+        self._link = link
+        self._listener = listener
+        self._poll_interval = poll_interval
+        self._reconnect_max = reconnect_max
+        self._nudged = threading.Event()
+        self._stopping = threading.Event()
+        self._reconnect = False
+        self._pace = Pace()
+        self._next = Wake(0.0, "start")
+        self.state: DatabaseState | None = None
+        self.last_success: float | None = None  # monotonic
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Let the statement in hand end and begin no other."""
+        self._stopping.set()
+        self._nudged.set()
+
+    def nudge(self) -> None:
+        """End the wait, if there is one, and sweep."""
+        self._nudged.set()
+
+    def reconnect(self) -> None:
+        """Use a new connection from the next sweep on."""
+        self._reconnect = True
+
+    def close(self) -> None:
+        """Give the connection up; only once nothing serves any more."""
+        self._link.close()
+
+    def serve(self, reason: str | None = None) -> Wake:
+        """Sweep, and again while the next wake-up is near; at most for about a poll interval.
+
+        *reason* overrides why the first sweep woke. Returns when and why to serve again.
+        """
+        until = time.monotonic() + self._poll_interval()
+        wake = self._next if reason is None else Wake(0.0, reason)
+        while True:
+            self._nudged.clear()
+            wake = self._sweep(wake.reason)
+            due_at = time.monotonic() + wake.delay
+            if self.stopping or wake.reason in {"poll", "retry"} or due_at > until:
+                self._next = wake
+                return wake
+            if self._wait(due_at):
+                wake = Wake(0.0, "hint")
+            if self.stopping:
+                return wake
+
+    def _wait(self, until: float) -> bool:
+        """Sleeps on the monotonic clock; ``True`` if a nudge ended it."""
+        remaining = until - time.monotonic()
+        return remaining > 0 and self._nudged.wait(remaining)
+
+    def _sweep(self, reason: str) -> Wake:
+        self._listener.beat()
+        self._listener.woke(reason)
+        if self._reconnect:
+            self._reconnect = False
+            self._link.drop()
+        try:
+            result = self._sweeper.run_once(reason)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the daemon goes on; the listener tells of it)
+            self._link.drop()
+            return self._failed(error)
+        self._enter(DatabaseState.UP, None)
+        self.last_success = time.monotonic()
+        self._listener.swept(result)
+        self._pace, wake = self._pace.after_sweep(
+            marked=result.marked,
+            overdue_remains=result.overdue_remains,
+            next_due_in=result.next_due_in,
+            poll_interval=self._poll_interval(),
+        )
+        return wake
+
+    def _failed(self, error: Exception) -> Wake:
+        self._listener.sweep_failed(error)
+        if is_database_error(error):
+            self._enter(state_of(error), error)
+        self._listener.beat()
+        self._pace, wake = self._pace.after_failure(
+            longest=self._reconnect_max(),
+            chance=random.random(),  # noqa: S311  (spreads reconnects, guards nothing)
+        )
+        return wake
+
+    def _enter(self, state: DatabaseState, error: Exception | None) -> None:
+        if state is not self.state:
+            old, self.state = self.state, state
+            self._listener.database(old, state, error)

@@ -1,0 +1,93 @@
+"""Which variables of an environment are settings, which belong to others, and which are mistakes."""
+
+import difflib
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from curfew_daemon.settings_error import SettingsError
+
+PREFIX = "CURFEW_"
+
+ENV_FILE = "CURFEW_ENV_FILE"
+"""Names a file of further settings, one NAME=value a line; the one variable that can only be in the environment."""
+
+# Variables with our prefix that other commands of the project read.
+_OTHER_COMMANDS = frozenset({"CURFEW_TEST_DATABASE_URL", "CURFEW_PG_BIN"})
+
+# Kubernetes gives every pod variables about each service of its namespace. A service called `curfew`, or
+# `curfew-` and more, makes names with our prefix. (name, value), both to be matched whole; see
+# https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables
+_ADDRESS = r"(?:tcp|udp|sctp)://\S+"
+_SERVICE_LINKS = tuple(
+    (re.compile(rf"CURFEW(?:_[A-Z0-9_]+)?_{name}"), re.compile(value))
+    for name, value in (
+        (r"PORT", _ADDRESS),
+        (r"SERVICE_HOST", r"\S+"),
+        (r"SERVICE_PORT(?:_[A-Z0-9_]+)?", r"\d+"),
+        (r"PORT_\d+_(?:TCP|UDP|SCTP)", _ADDRESS),
+        (r"PORT_\d+_(?:TCP|UDP|SCTP)_ADDR", r"\S+"),
+        (r"PORT_\d+_(?:TCP|UDP|SCTP)_PORT", r"\d+"),
+        (r"PORT_\d+_(?:TCP|UDP|SCTP)_PROTO", r"tcp|udp|sctp"),
+    )
+)
+
+
+def with_env_file(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ`, and beneath it the settings in the file that `CURFEW_ENV_FILE` names, if it is set.
+
+    The process's own environment cannot be changed from outside, so this file is what SIGHUP reads again.
+    Raises `SettingsError` if it cannot be read, or holds anything but `CURFEW_*` settings.
+    """
+    merged = dict(environ)
+    path = merged.pop(ENV_FILE, "")
+    if not path:
+        return merged
+    try:
+        with Path(path).open(encoding="utf-8") as lines:
+            given = dotenv_values(stream=lines, interpolate=False)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError([f"{ENV_FILE}: cannot read {path}: {reason}"]) from None
+    foreign = [name for name in given if not name.startswith(PREFIX) or name == ENV_FILE]
+    if foreign or None in given.values():
+        raise SettingsError([f"{ENV_FILE}: {path} may hold lines CURFEW_…=value only, and no {ENV_FILE}"])
+    return {**{name: value or "" for name, value in given.items()}, **merged}
+
+
+@dataclass(frozen=True, slots=True)
+class SortedEnvironment:
+    """The variables with our prefix, by what they are."""
+
+    values: dict[str, str]
+    """Settings that were given, by variable. An empty value counts as not given and is left out."""
+    service_links: tuple[str, ...]
+    """Names of variables that Kubernetes made; they set nothing."""
+    problems: tuple[str, ...]
+    """One sentence for each variable that is no setting, naming the nearest setting, never the value."""
+
+
+def sort_environment(environ: Mapping[str, str], variables: Collection[str]) -> SortedEnvironment:
+    """Sort what in `environ` begins with `CURFEW_`, in any case of letters, given the settings' `variables`."""
+    values: dict[str, str] = {}
+    links: list[str] = []
+    problems: list[str] = []
+    for name in sorted(name for name in environ if name.upper().startswith(PREFIX)):
+        value = environ[name]
+        # Before the settings: a service called `curfew-http` makes CURFEW_HTTP_PORT=tcp://….
+        if _is_service_link(name, value):
+            links.append(name)
+        elif name in variables:
+            if value:
+                values[name] = value
+        elif name not in _OTHER_COMMANDS:
+            nearest = difflib.get_close_matches(name.upper(), variables, n=1, cutoff=0.0)[0]
+            problems.append(f"{name}: no such setting; the nearest is {nearest}")
+    return SortedEnvironment(values, tuple(links), tuple(problems))
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return any(names.fullmatch(name) and values.fullmatch(value) for names, values in _SERVICE_LINKS)

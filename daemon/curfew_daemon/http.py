@@ -1,0 +1,207 @@
+"""The pages of the daemon: metrics, health, readiness. Served from a thread of their own, on fixed routes.
+
+Nothing here touches the database, and nothing of a request comes back in a response. Python threads that render
+pages delay the sweep, so the metrics are rendered at most once a second and served as bytes, and what a client
+can hold open is bounded in number and in time.
+"""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from curfew_daemon.listening import BindFailed, PortTaken, bind, url_of
+
+__all__ = ["BindFailed", "HttpServer", "PortTaken", "bind", "create_app", "url_of"]
+
+STALE_AFTER = 30.0
+
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+_CONNECTIONS = 64
+_REQUEST_TIMEOUT = 10.0
+_INDEX = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>curfewd</title>
+<h1>curfewd</h1>
+<ul>
+<li><a href="/metrics">/metrics</a>: every metric, for Prometheus
+<li><a href="/healthz">/healthz</a>: does the loop run?
+<li><a href="/readyz">/readyz</a>: can it enforce deadlines now?
+</ul>
+</html>
+"""
+
+
+class Snapshot:
+    """Renders at most once per `max_age` seconds and format; one thread renders, the others get its bytes."""
+
+    def __init__(
+        self,
+        render: Callable[[bool], bytes],
+        *,
+        max_age: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._render = render
+        self._max_age = max_age
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kept: dict[bool, tuple[float, bytes]] = {}
+
+    def get(self, openmetrics: bool) -> bytes:
+        """The exposition, at most `max_age` seconds old."""
+        with self._lock:
+            kept = self._kept.get(openmetrics)
+            if kept is None or self._clock() - kept[0] >= self._max_age:
+                kept = self._kept[openmetrics] = (self._clock(), self._render(openmetrics))
+            return kept[1]
+
+
+def create_app(
+    *,
+    render: Callable[[bool], bytes],
+    beat_age: Callable[[], float],
+    readiness: Callable[[], tuple[bool, str]],
+    clock: Callable[[], float] = time.monotonic,
+) -> Starlette:
+    """The four pages, for GET and HEAD.
+
+    `render(openmetrics)` gives the metrics, `beat_age()` the seconds since the loop's last beat, `readiness()`
+    whether deadlines can be enforced now and a word on it. All three are called in the server's thread and must
+    not wait.
+    """
+    snapshot = Snapshot(render, clock=clock)
+
+    async def index(_request: Request) -> Response:
+        return HTMLResponse(_INDEX, headers={"Content-Security-Policy": "default-src 'none'"})
+
+    async def metrics(request: Request) -> Response:
+        openmetrics = wants_openmetrics(request.headers.get("accept", ""))
+        return Response(snapshot.get(openmetrics), media_type=_OPENMETRICS if openmetrics else _TEXT)
+
+    async def healthz(_request: Request) -> Response:
+        age = beat_age()
+        if age < STALE_AFTER:
+            return PlainTextResponse("ok\n")
+        return PlainTextResponse(f"the loop has not shown itself for {age:.0f} s\n", 503)
+
+    async def readyz(_request: Request) -> Response:
+        ready, word = readiness()
+        return PlainTextResponse(f"{word}\n", 200 if ready else 503)
+
+    async def refuse(_request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            return PlainTextResponse("Internal Server Error\n", 500)
+        return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
+
+    pages = (("/", index), ("/metrics", metrics), ("/healthz", healthz), ("/readyz", readyz))
+    app = Starlette(
+        routes=[Route(path, page, methods=["GET"]) for path, page in pages],
+        exception_handlers={HTTPException: refuse, Exception: refuse},
+    )
+    app.router.redirect_slashes = False  # its Location header would give the request's Host back
+    return app
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Whether an Accept header prefers OpenMetrics to the plain text format."""
+    quality = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    for offer in accept.split(","):
+        name, *parameters = (part.strip().lower() for part in offer.split(";"))
+        if name in quality:
+            weights = [each[2:] for each in parameters if each.startswith("q=")]
+            try:
+                weight = float(weights[0]) if weights else 1.0
+            except ValueError:
+                continue
+            quality[name] = max(quality[name], weight)
+    return quality["application/openmetrics-text"] > 0 and (
+        quality["application/openmetrics-text"] >= quality["text/plain"]
+    )
+
+
+class _BoundedProtocol(H11Protocol):
+    """A connection that ends: uvicorn bounds the idle time after a response, but not a request that never comes."""
+
+    _end: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as its parent
+        super().connection_made(transport)
+        self._end = self.loop.call_later(_REQUEST_TIMEOUT, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._end is not None:
+            self._end.cancel()
+        super().connection_lost(exc)
+
+
+class HttpServer:
+    """uvicorn in a daemon thread. Its end never reaches the loop as an exception.
+
+    `on_death(error)` is called once, in the server's thread, if it ends without `stop` having been called.
+    """
+
+    def __init__(self, app: Starlette, sock: socket.socket, on_death: Callable[[BaseException], object]) -> None:
+        self._socket = sock
+        self._on_death = on_death
+        self._stopping = False
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                http=_BoundedProtocol,
+                ws="none",
+                lifespan="off",
+                loop="asyncio",
+                log_config=None,
+                log_level="error",  # below it, any client could write log lines by sending nonsense
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                headers=[("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")],
+                limit_concurrency=_CONNECTIONS,
+                timeout_keep_alive=2,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._thread = threading.Thread(target=self._run, name="curfewd-http", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread serves."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Serves from now on; connections made since `bind` are answered."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 2.0) -> bool:
+        """Ends the server, waits at most `timeout` seconds, and says whether it has ended. May be repeated."""
+        self._stopping = True
+        self._server.should_exit = True
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        else:
+            self._socket.close()
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        error: BaseException = RuntimeError("the HTTP server ended by itself")
+        try:
+            self._server.run(sockets=[self._socket])
+        except BaseException as raised:  # noqa: BLE001  also uvicorn's own SystemExit must not leave the thread
+            error = raised
+        finally:
+            self._socket.close()
+        if not self._stopping:
+            self._on_death(error)

@@ -1,0 +1,48 @@
+"""Links made from the settings: what every session of the daemon asks of the server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from curfew_daemon.config import Settings
+from curfew_daemon.conninfo import connect_attempts, read_database_url
+from curfew_daemon.database import Link
+from curfew_daemon.wait_bounds import MARGIN
+from curfew_store.schema import tables_in
+
+__all__ = ["make_link"]
+
+
+def make_link(
+    current: Callable[[], Settings],
+    *,
+    statement_timeout: float,
+    on_options_dropped: Callable[[list[str]], None] = lambda _names: None,
+) -> Link:
+    """A link for the settings in force; the URL is read again at every connect.
+
+    Raises `SettingsError` if it cannot be read now. *statement_timeout* is in seconds.
+    """
+    settings = current()
+    attempts = connect_attempts(read_database_url(settings), os.environ)
+    return Link(
+        tables_in(settings.schema_name),
+        lambda: read_database_url(current()),
+        application_name=f"curfewd {settings.instance}",
+        options=_session_options(settings, statement_timeout),
+        connect_timeout=settings.connect_timeout,
+        longest_dial=attempts * settings.connect_timeout + MARGIN,
+        answer_timeout=statement_timeout + MARGIN,
+        on_options_dropped=on_options_dropped,
+    )
+
+
+def _session_options(settings: Settings, statement_timeout: float) -> dict[str, str]:
+    """Server settings for the session. A pooler may drop them; those of the role hold then."""
+    return {
+        "statement_timeout": str(round(statement_timeout * 1000)),
+        "lock_timeout": str(round(min(settings.lock_timeout, statement_timeout) * 1000)),
+        "idle_in_transaction_session_timeout": "10000",
+        "default_transaction_isolation": "read committed",
+    }

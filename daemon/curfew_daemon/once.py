@@ -1,0 +1,60 @@
+"""``curfewd once``: sweep until nothing is due, and stop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from curfew_daemon.config import Settings
+from curfew_daemon.links import make_link
+from curfew_daemon.results import SweepResult
+from curfew_daemon.sweeper import Sweeper
+from curfew_daemon.wake import Pace
+from curfew_store.schema import tables_in
+
+__all__ = ["Outcome", "sweep_until_done"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What all sweeps together did. *overdue_remains*: others held rows locked until patience ran out."""
+
+    marked: int
+    duration: float
+    lag_max: float | None
+    overdue_remains: bool
+
+
+def sweep_until_done(settings: Settings, patience: float) -> Outcome:
+    """Mark everything that is overdue; wait up to *patience* seconds for runs that others hold locked.
+
+    Raises what the database raises: this is for cron, which tries again by itself.
+    """
+    started = time.monotonic()
+    link = make_link(lambda: settings, statement_timeout=settings.statement_timeout)
+    sweeper = Sweeper(
+        tables_in(settings.schema_name),
+        link.connection,
+        batch_size=lambda: settings.batch_size,
+        on_batch=lambda _batch: None,
+    )
+    results: list[SweepResult] = []
+    pace = Pace()
+    try:
+        while True:
+            results.append(sweeper.run_once())
+            last = results[-1]
+            pace, wake = pace.after_sweep(
+                marked=last.marked, overdue_remains=last.overdue_remains, next_due_in=None, poll_interval=1.0
+            )
+            if not last.overdue_remains or time.monotonic() - started + wake.delay > patience:
+                break
+            time.sleep(wake.delay)
+    finally:
+        link.close()
+    return Outcome(
+        marked=sum(result.marked for result in results),
+        duration=time.monotonic() - started,
+        lag_max=max((result.lag_max for result in results if result.lag_max is not None), default=None),
+        overdue_remains=last.overdue_remains,
+    )
