@@ -1,0 +1,113 @@
+# What a contributor runs. Everything happens inside the checkout: `.venv` is made
+# here, and nothing is installed on the machine. POSIX sh and any make of GNU 3.82+.
+
+SHELL = /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+ARGS ?=
+SEED ?= 1
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The stamp names the checkout that the environment was made for: its scripts and
+# the editable install hold absolute paths, so a copied .venv runs another tree.
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help venv check-venv demo test test-system lint types format coverage
+.PHONY: proof-once proof-lag matrix requirements clean
+
+help: ## Print this list
+	@echo "make TARGET [ARGS='…' for the command behind it]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+
+venv: check-venv $(READY) ## Set up .venv from the hashed requirements (the others do it for you)
+
+check-venv:
+	@if [ ! -f $(READY) ]; then \
+	    :; \
+	elif [ "$$(cat $(READY))" != "$(CURDIR)" ]; then \
+	    echo ".venv was made for $$(cat $(READY)) and still points there: rm -rf .venv, then again." >&2; \
+	    exit 1; \
+	elif ! $(BIN)/python -c 'from importlib import util; exit(not util.find_spec("curfew_store"))' 2>&-; then \
+	    echo ".venv no longer works (was its Python removed or replaced?): rm -rf .venv, then again." >&2; \
+	    exit 1; \
+	fi
+
+$(READY): requirements-dev.txt pyproject.toml | check-venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "Python 3.11 or later is needed; '$(PYTHON)' says: $$($(PYTHON) -V 2>&1)" >&2; \
+	    echo "Debian and Ubuntu: apt install python3 python3-venv. Another one: make PYTHON=python3.12" >&2; \
+	    exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "This Python has no venv module. Debian and Ubuntu: apt install python3-venv" >&2; \
+	    exit 1; }
+	@echo "Setting up .venv from requirements-dev.txt: once, some 70 packages, about half a minute"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --no-compile --require-hashes -r requirements-dev.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@printf '%s\n' "$(CURDIR)" > $@
+
+demo: venv ## See runs time out in a real PostgreSQL, in a minute or two
+	@$(BIN)/curfewd demo $(ARGS)
+
+test: venv ## Run every test that needs neither root nor Debian's packages
+	@$(PYTEST) -m "not system" -n 2 $(ARGS)
+
+test-system: venv ## Run the tests that need root or Debian's packages (tests/install-debian.sh)
+	@$(PYTEST) -m system --system $(ARGS)
+
+lint: venv ## Check style, formatting, the import contracts and the pinned requirements
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pip --disable-pip-version-check check
+
+types: venv ## Check types (mypy --strict)
+	@$(BIN)/mypy $(ARGS)
+
+format: venv ## Format the code and apply ruff's safe fixes
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+# `coverage run`, not pytest --cov: the store is also a pytest plug-in, so pytest
+# imports it before pytest-cov could measure. COVERAGE_PROCESS_START reaches the
+# workers and the daemons that the tests start, in whatever folder they run.
+coverage: export COVERAGE_PROCESS_START = $(CURDIR)/pyproject.toml
+coverage: export COVERAGE_FILE = $(CURDIR)/.coverage
+coverage: export COVERAGE_ROOT = $(CURDIR)
+coverage: venv ## Measure branches: 95 % over all, 100 % of the store and the sweeper
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -m "not system" -n 2 $(ARGS)
+	@$(BIN)/coverage combine -q
+	@$(BIN)/coverage report --fail-under=95
+	@$(BIN)/coverage report --fail-under=100 --include='*/curfew_store/*,*/curfew_daemon/sweeper.py'
+
+proof-once: venv ## Prove "once": three daemons, kills and restarts (SEED=…)
+	@$(BIN)/python -m tests.faults.proof_once --seed $(SEED) $(ARGS)
+
+proof-lag: venv ## Measure how late deadlines are met, beside one APScheduler job per run
+	@$(BIN)/python -m tests.bench.proof_lag $(ARGS)
+
+matrix: venv ## Run the store's and sweeper's tests on PostgreSQL 14-18, SQLAlchemy 2.0 and 2.1
+	@$(BIN)/python -m tests.matrix $(ARGS)
+
+requirements: export CUSTOM_COMPILE_COMMAND = make requirements
+requirements: ## Resolve requirements-dev.txt anew (ARGS=--upgrade to move every pin)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	    echo "Resolve with the oldest supported Python: make requirements PYTHON=python3.11" >&2; exit 1; }
+	@echo "Resolving requirements-dev.txt: about a minute"
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && trap 'exit 1' INT TERM && \
+	$(PYTHON) -m venv "$$tmp/venv" && \
+	"$$tmp/venv/bin/pip" --disable-pip-version-check -q install 'pip-tools>=7.5,<8' && \
+	"$$tmp/venv/bin/pip-compile" --quiet --extra dev --all-build-deps --generate-hashes \
+	    --strip-extras --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
+	    --unsafe-package curfewd --output-file requirements-dev.txt $(ARGS) pyproject.toml
+
+clean: ## Remove everything that make made, .venv included
+	@rm -rf .venv .venv-sa20 .venv-sa21 .pg-matrix build dist .coverage .coverage.* coverage.xml
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find store daemon tests -name __pycache__ -type d -prune -exec rm -rf {} +
