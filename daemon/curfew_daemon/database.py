@@ -152,7 +152,11 @@ class Link:
         """
         if self._connection is None:
             self._connection = self._engine.connect()
-            self._admit(self._connection)
+            try:
+                self._admit(self._connection)
+            except BaseException:
+                self.drop()  # a connection that was not admitted must not be found here next time
+                raise
             self._raw(self._connection).deadline = None
         return self._connection
 
