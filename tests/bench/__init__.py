@@ -1,0 +1,1 @@
+"""Measurements: how late deadlines are met, beside the usual alternative."""

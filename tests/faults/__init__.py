@@ -1,0 +1,1 @@
+"""Proofs under faults: what holds while daemons are killed and PostgreSQL restarts."""
