@@ -260,8 +260,8 @@ def test_a_signal_while_wakes_are_unread_is_not_lost() -> None:
         assert signals.wait(10) is Action.STOP
 
 
-def test_timeout_is_never_early_and_precise() -> None:
-    """A wait lasts at least its timeout; the best of several is within 2 ms of it; none or less returns at once."""
+def test_timeout_is_never_early() -> None:
+    """A wait lasts at least its timeout; none or less returns at once."""
     with Signals() as signals:
 
         def waited(timeout: float) -> float:
@@ -271,7 +271,6 @@ def test_timeout_is_never_early_and_precise() -> None:
 
         over = [waited(0.0103) for _ in range(20)]
         assert min(over) >= 0
-        assert min(over) < 0.002
         assert waited(-5) < 6
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -165,23 +166,31 @@ def test_lag_histogram_equals_the_client_librarys() -> None:
     assert got == expected
 
 
-def test_marking_a_batch_of_500_costs_less_than_half_a_millisecond() -> None:
-    """The best of many batches of 500 is counted within 0.5 ms, so that metrics do not slow a drain."""
+def test_counting_a_batch_is_cheaper_than_observing_run_by_run() -> None:
+    """Counting a batch of 500 with its lags costs less than the library's observe() for each of them."""
     metrics = Metrics()
     full = batch(*(i * 7.3 for i in range(500)))
+    library = Histogram("lag_seconds", "", buckets=LAG_BUCKETS, registry=CollectorRegistry())
 
-    def once() -> float:
-        start = time.perf_counter()
-        metrics.marked(full)
-        return time.perf_counter() - start
+    def one_by_one() -> None:
+        for lag in full.lags:
+            library.observe(lag)
+
+    def best_of(action: Callable[[], None]) -> float:
+        durations = []
+        for _ in range(50):
+            start = time.perf_counter()
+            action()
+            durations.append(time.perf_counter() - start)
+        return min(durations)
 
     tracing = sys.gettrace()
     sys.settrace(None)  # a coverage run would measure itself
     try:
-        best = min(once() for _ in range(50))
+        ours, theirs = best_of(lambda: metrics.marked(full)), best_of(one_by_one)
     finally:
         sys.settrace(tracing)
-    assert best < 0.0005
+    assert ours < theirs
     assert value(metrics, "curfew_runs_timed_out_total") == 50 * 500
 
 
