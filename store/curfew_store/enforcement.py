@@ -102,11 +102,12 @@ def _mark(tables: Tables, candidates: Select[tuple[UUID]]) -> Any:
 
 def look_ahead(conn: Connection, tables: Tables) -> LookAhead:
     """The next deadline, and whether anything is overdue; one read-only statement, no locks."""
-    return LookAhead(*conn.execute(_look_ahead_statement(tables)).one())
+    return LookAhead(*conn.execute(look_ahead_statement(tables)).one())
 
 
 @cache
-def _look_ahead_statement(tables: Tables) -> Any:
+def look_ahead_statement(tables: Tables) -> Any:
+    """The statement of `look_ahead`."""
     controls = tables.controls
     # Capped, since the difference to an infinite deadline is an error before PostgreSQL 17.
     capped = func.least(controls.c.timeout_at_utc, func.now() + literal_column("interval '86400 seconds'"))
