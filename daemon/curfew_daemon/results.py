@@ -5,22 +5,18 @@ know neither, hold no connection, and are immutable, so they may be handed to an
 seconds and every time is aware, in UTC, by the database's clock.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from uuid import UUID
 
+from curfew_store.records import ClaimedRun
+
 _EARLIEST_DEADLINE = datetime(2000, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class MarkedRun:
-    """One run that this daemon marked as timed out."""
-
-    run_id: UUID
-    flow_id: UUID
-    deadline: datetime
-    timed_out_at: datetime
+MarkedRun = ClaimedRun
+"""One run that this daemon marked as timed out, as the store hands it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +25,22 @@ class MarkedBatch:
 
     runs: tuple[MarkedRun, ...]
     round_trip: float
+    lags: tuple[float, ...] = field(init=False)
+    """Seconds from each deadline to the acknowledged commit, in the order of `runs`.
 
-    @property
-    def lags(self) -> tuple[float, ...]:
-        """Seconds from each deadline to the acknowledged commit, in the order of `runs`.
+    The stamp is the start of the claim, so the measured round trip is added: the lag may be overstated by the
+    way there, and never flatters. A deadline before the year 2000 cannot have been set through the store (it is
+    another writer's `-infinity`, say); it has no lag and is left out.
+    """
 
-        The stamp is the start of the claim, so the measured round trip is added: the lag may be overstated by
-        the way there, and never flatters. A deadline before the year 2000 cannot have been set through the
-        store (it is another writer's `-infinity`, say); it has no lag and is left out.
-        """
-        return tuple(
+    def __post_init__(self) -> None:
+        """Computes the lags once, since several readers want them."""
+        lags = tuple(
             (run.timed_out_at - run.deadline).total_seconds() + self.round_trip
             for run in self.runs
             if run.deadline >= _EARLIEST_DEADLINE
         )
+        object.__setattr__(self, "lags", lags)
 
 
 @dataclass(frozen=True, slots=True)

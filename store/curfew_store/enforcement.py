@@ -15,6 +15,8 @@ client being alive. Its shape carries these reasons:
 
 from __future__ import annotations
 
+import itertools
+import operator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -62,8 +64,12 @@ def claim_overdue(conn: Connection, tables: Tables, *, limit: int, after: Cursor
     parameters: dict[str, Any] = {"limit": limit}
     if after is not None:
         parameters |= {"after_deadline": after.deadline, "after_run_id": after.run_id}
-    rows = conn.execute(claim_statement(tables, continued=after is not None), parameters)
-    return sorted((ClaimedRun(*row) for row in rows), key=lambda run: (run.deadline, run.run_id))
+    # all() fetches in one go; iterating would ask the driver row by row.
+    rows = conn.execute(claim_statement(tables, continued=after is not None), parameters).all()
+    return sorted(itertools.starmap(ClaimedRun, rows), key=_BY_DEADLINE)
+
+
+_BY_DEADLINE: Final = operator.attrgetter("deadline", "run_id")
 
 
 @cache

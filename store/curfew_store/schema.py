@@ -170,8 +170,8 @@ def due(controls: Any) -> ColumnElement[bool]:
     return and_(armed(controls), controls.c.timeout_at_utc <= func.now())
 
 
-_EARLIEST = literal_column("'0001-01-01 00:00:00+00'::timestamptz")
-_LATEST = literal_column("'9999-12-31 23:59:59.999999+00'::timestamptz")
+_EARLIEST: ColumnElement[Any] = literal_column("'0001-01-01 00:00:00+00'::timestamptz")
+_LATEST: ColumnElement[Any] = literal_column("'9999-12-31 23:59:59.999999+00'::timestamptz")
 
 
 def control_columns(controls: Table) -> list[ColumnElement[Any]]:
