@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from curfew_store import enforcement, operations
 from curfew_store.deadlines import UNSET, Unset
-from curfew_store.errors import InvalidValue, WrongType
+from curfew_store.errors import InvalidValue, KeyContended, WrongType
 from curfew_store.operations import Operation
 from curfew_store.records import FlowRunControlRecord, RunConfiguration, StartedRun
 from curfew_store.schema import tables_in
@@ -173,10 +173,20 @@ class AsyncFlowRunControlStore:
     async def _run(self, operation: Operation[T], connection: AsyncConnection | None) -> T:
         with translated(self._tables.schema):
             if connection is None:
-                async with self._engine.begin() as own:
-                    return await own.run_sync(self._verified_once(operation))
+                return await self._in_own_transaction(operation)
             if not isinstance(connection, AsyncConnection):
                 raise WrongType(
                     "connection", "an AsyncConnection (for a session: await session.connection())", connection
                 )
             return await connection.run_sync(self._verified_once(operation))
+
+    async def _in_own_transaction(self, operation: Operation[T]) -> T:
+        try:
+            async with self._engine.begin() as own:
+                return await own.run_sync(self._verified_once(operation))
+        except KeyContended as lost:
+            if lost.attempts > 1:
+                raise
+        # Nothing of the first try is left, and what it ran into is there to be seen now.
+        async with self._engine.begin() as own:
+            return await own.run_sync(operation)

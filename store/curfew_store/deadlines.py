@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Double, bindparam, func, literal_column, n
 from curfew_store.errors import InvalidValue, WrongType
 from curfew_store.schema import TIMESTAMPTZ
 
-__all__ = ["UNSET", "Deadline", "Unset", "chosen_deadline", "required_timeout", "resolved_deadline"]
+__all__ = ["UNSET", "Deadline", "Unset", "checked_moment", "chosen_deadline", "required_timeout", "resolved_deadline"]
 
 FIRST_YEAR: Final = 2000
 LAST_YEAR: Final = 9998
@@ -60,7 +60,8 @@ def from_now(seconds: float | ColumnElement[float]) -> ColumnElement[Any]:
     return func.statement_timestamp(type_=TIMESTAMPTZ) + func.make_interval(zero, zero, zero, zero, zero, zero, amount)
 
 
-def _checked_moment(parameter: str, value: datetime) -> datetime:
+def checked_moment(parameter: str, value: datetime) -> datetime:
+    """*value* in UTC if it is aware and within the years that a deadline may have."""
     if not isinstance(value, datetime):
         raise WrongType(parameter, "a timezone-aware datetime", value)
     if value.utcoffset() is None:
@@ -92,7 +93,7 @@ def resolved_deadline(timeout_at_utc: datetime | None, timeout: timedelta | None
         raise InvalidValue("timeout", "and timeout_at_utc exclude each other; give one of them")
     if timeout is not None:
         return Deadline(after=required_timeout(timeout))
-    return Deadline() if timeout_at_utc is None else Deadline(at=_checked_moment("timeout_at_utc", timeout_at_utc))
+    return Deadline() if timeout_at_utc is None else Deadline(at=checked_moment("timeout_at_utc", timeout_at_utc))
 
 
 def chosen_deadline(
@@ -102,7 +103,7 @@ def chosen_deadline(
     """The deadline for `extend_deadline`: exactly one parameter must be given, and an explicit ``None`` clears."""
     if timeout is UNSET and new_timeout_at_utc is not UNSET:
         moment = new_timeout_at_utc
-        return Deadline() if moment is None else Deadline(at=_checked_moment("new_timeout_at_utc", moment))
+        return Deadline() if moment is None else Deadline(at=checked_moment("new_timeout_at_utc", moment))
     if new_timeout_at_utc is UNSET and timeout is not UNSET:
         return Deadline() if timeout is None else Deadline(after=required_timeout(timeout))
     raise InvalidValue(

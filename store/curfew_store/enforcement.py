@@ -10,6 +10,8 @@ client being alive. Its shape carries these reasons:
 - The UPDATE repeats the predicate inside a CASE, for engines whose SKIP LOCKED is weaker. Repeated plainly
   it offers the planner the partial index for the join as well: on never-analysed statistics that cost
   6 s per batch of 500, against 7 ms like this (PostgreSQL 15, 100,000 due rows).
+- The ids reach the UPDATE as an array, not by a join: on an analysed table of moderate size the planner joins
+  by hashing the whole table (16 ms per batch of 500 at 100,000 rows), an array it looks up by the key (5 ms).
 - ``now()`` rather than ``clock_timestamp()``: a volatile function cannot be an index condition.
 """
 
@@ -23,14 +25,15 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     Connection,
     Double,
     Integer,
     Select,
     Uuid,
+    any_,
     bindparam,
     case,
-    exists,
     extract,
     false,
     func,
@@ -93,9 +96,10 @@ def _mark(tables: Tables, candidates: Select[tuple[UUID]]) -> Any:
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
     still_due = case((due(controls), true()), else_=false())
+    ids = func.array(select(locked.c.run_id).scalar_subquery(), type_=ARRAY(Uuid()))
     return (
         update(controls)
-        .where(controls.c.run_id == locked.c.run_id, still_due)
+        .where(controls.c.run_id == any_(ids), still_due)
         .values(timed_out_fields(controls, literal(OVERDUE_REASON)))
         .returning(
             controls.c.run_id,
@@ -124,8 +128,15 @@ def look_ahead_statement(tables: Tables) -> Any:
         .order_by(controls.c.timeout_at_utc)
         .limit(literal_column("1"))
     )
-    overdue = exists().where(due(controls))
-    return select(ahead.scalar_subquery().label("next_due_in"), overdue.label("overdue"))
+    # The edge of the index and not EXISTS: on statistics that still say "much is due" the planner answers
+    # EXISTS by a scan of the whole table (14 ms against 0.2 ms on 100,000 marked rows, and it grows).
+    edge = (
+        select(controls.c.timeout_at_utc)
+        .where(due(controls))
+        .order_by(controls.c.timeout_at_utc)
+        .limit(literal_column("1"))
+    )
+    return select(ahead.scalar_subquery().label("next_due_in"), edge.scalar_subquery().is_not(None).label("overdue"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ SQLAlchemy raised them, except where they mean that the schema is not ours (`Sch
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psycopg
@@ -35,6 +35,17 @@ __all__ = [
 
 class CurfewError(Exception):
     """Base of everything that this package raises on its own account."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Built anew from text and data, since the parameters of `__init__` are not the arguments of Exception.
+        # So an error survives the way back from a worker process.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[CurfewError], args: tuple[Any, ...], data: dict[str, Any]) -> CurfewError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(data)
+    return error
 
 
 class InvalidValue(CurfewError, ValueError):
@@ -130,14 +141,20 @@ class RunAlreadyExists(CurfewError):
 
 
 class KeyContended(CurfewError):
-    """An idempotency key was taken and freed again each time it was tried. Transient: repeat the call.
+    """Another call took the same idempotency key, or the same run id, at the same moment. Transient: repeat the call.
 
-    Attributes: *attempts*, how many times.
+    Raised where a key was taken and freed again at each try, and where somebody committed a record for the
+    run id while `start_run` wrote its own; the repeat finds out whose run it is. In a transaction of the caller's
+    own the latter has aborted it, so the whole transaction is repeated.
+
+    Attributes: *attempts*, how many times it was tried.
     """
 
     def __init__(self, attempts: int) -> None:
         self.attempts = attempts
-        super().__init__(f"the idempotency key was taken and freed again {attempts} times: repeat the call")
+        super().__init__(
+            f"another call took the same key or run id at the same moment, {attempts} times: repeat the call"
+        )
 
 
 # PostgreSQL, Appendix A (error codes). Each of these says "not now" about the statement or the

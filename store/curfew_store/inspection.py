@@ -234,4 +234,5 @@ def claim_uses_index(conn: Connection, tables: Tables) -> tuple[bool, str]:
     compiled = claim_statement(tables, continued=False).compile(dialect=conn.dialect)
     lines = conn.exec_driver_sql(f"EXPLAIN {compiled}", {**compiled.params, "limit": 500}).scalars().all()
     plan = "\n".join(lines)
-    return ARMED_INDEX in plan and f"Seq Scan on {CONTROLS}" not in plan, plan
+    # A tiny table may be read whole to look the ids up, which is right; the runs must come from the index.
+    return ARMED_INDEX in plan, plan

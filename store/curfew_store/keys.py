@@ -24,9 +24,10 @@ _TRIMMED = (
     "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
 
-# Capitals whose small letter came after Unicode 14: 16.0 (Latin, Garay) and 17.0 (Latin, Beria Erfe).
+# Capitals whose small letter came after Unicode 14: 16.0 (Cyrillic, Latin, Garay) and 17.0 (Latin, Beria Erfe).
 _LATER_CAPITALS = frozenset(
     {
+        0x1C89,
         0xA7CB,
         0xA7CC,
         0xA7CE,

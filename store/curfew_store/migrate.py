@@ -12,6 +12,7 @@ pooler in transaction mode the advisory lock would belong to nobody in particula
 from __future__ import annotations
 
 import io
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,16 +25,18 @@ from sqlalchemy import Connection, Engine, text
 
 from curfew_store.errors import MigrationError, sqlstate_of
 from curfew_store.schema import checked_schema, tables_in
-from curfew_store.version import found_version, verify
+from curfew_store.version import NEEDED, found_version, verify
 
 if TYPE_CHECKING:
     from alembic.config import Config
+    from alembic.script import Script
 
 __all__ = ["script", "upgrade"]
 
 DDL_LOCK_TIMEOUT: Final = "3s"
 _LOCK_CLASS: Final = 0x63757266  # "curf"
 _LOCK_POLL_SECONDS: Final = 0.1
+_ALEMBIC: Final = threading.Lock()  # its context is global to the process
 
 
 def upgrade(
@@ -51,7 +54,9 @@ def upgrade(
     tables = tables_in(schema)
     with _session(engine) as conn, _only_one(conn, schema, wait, on_wait), _explained(schema):
         before = found_version(conn, tables)
-        _run_revisions(conn, schema)
+        if before is None or before[0] < NEEDED:
+            _run_revisions(conn, schema)
+        # A newer schema is left as it is, and is good enough unless it says otherwise.
         return (before[0] if before else None), verify(conn, tables)
 
 
@@ -62,7 +67,6 @@ def script(*, schema: str = "public") -> str:
     """
     from alembic.operations import Operations  # noqa: PLC0415  (an extra brings Alembic)
     from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
 
     from curfew_store.migrations import steps  # noqa: PLC0415
 
@@ -72,8 +76,8 @@ def script(*, schema: str = "public") -> str:
     context = MigrationContext.configure(dialect_name="postgresql", dialect_opts={"paramstyle": "named"}, opts=options)
     with Operations.context(context):
         steps.create_foundation(schema)
-        for revision in reversed(list(ScriptDirectory.from_config(_config(schema)).walk_revisions())):
-            output.write(f"-- {revision.revision}: {(revision.doc or '').splitlines()[0]}\n\n")
+        for revision in _revisions(_config(schema)):
+            output.write(steps.comment(f"{revision.revision}: {(revision.doc or '').splitlines()[0]}"))
             revision.module.upgrade()
             steps.record_version(schema, revision.revision)
     return output.getvalue()
@@ -88,6 +92,13 @@ def _config(schema: str) -> Config:
     return config
 
 
+def _revisions(config: Config) -> list[Script]:
+    """Every revision, oldest first."""
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    return list(ScriptDirectory.from_config(config).walk_revisions())[::-1]
+
+
 def _run_revisions(conn: Connection, schema: str) -> None:
     from alembic import command  # noqa: PLC0415
     from alembic.operations import Operations  # noqa: PLC0415
@@ -95,11 +106,14 @@ def _run_revisions(conn: Connection, schema: str) -> None:
 
     from curfew_store.migrations import steps  # noqa: PLC0415
 
-    with Operations.context(MigrationContext.configure(conn)):
-        steps.create_foundation(schema)
     config = _config(schema)
     config.attributes["connection"] = conn
-    command.upgrade(config, "head")
+    with _ALEMBIC:
+        with Operations.context(MigrationContext.configure(conn)):
+            for revision in _revisions(config):
+                revision.module.refuse(schema)
+            steps.create_foundation(schema)
+        command.upgrade(config, "head")
 
 
 @contextmanager

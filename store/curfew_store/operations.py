@@ -45,6 +45,7 @@ from curfew_store import keys
 from curfew_store.deadlines import (
     UNSET,
     Unset,
+    checked_moment,
     chosen_deadline,
     from_now,
     required_timeout,
@@ -59,6 +60,7 @@ T = TypeVar("T")
 Operation = Callable[[Connection], T]
 
 DEFAULT_REASON: Final = "Run timed out."
+LARGEST_PURGE: Final = 1_000_000
 _START_ATTEMPTS: Final = 3
 
 
@@ -142,6 +144,8 @@ def _configuration_arrays(runs: Iterable[RunConfiguration]) -> dict[str, list[An
         name: [] for name in ("run_id", "flow_id", "trigger_key", "idempotency_key", "at", "after")
     }
     seen: set[UUID] = set()
+    if not isinstance(runs, Iterable):
+        raise WrongType("runs", "an iterable of RunConfiguration objects", runs)
     for run in runs:
         if not isinstance(run, RunConfiguration):
             raise WrongType("runs", "RunConfiguration objects", run)
@@ -366,15 +370,15 @@ def _start_with_key(
     both = _key_and_record(tables, record, (keys.normalised(trigger_key), keys.normalised(idempotency_key)))
 
     def start(conn: Connection) -> StartedRun:
-        for _ in range(_START_ATTEMPTS):
+        for attempt in range(1, _START_ATTEMPTS + 1):
             try:
                 if conn.execute(both).one_or_none() is not None:
                     return StartedRun(own_id, duplicate=False)
             except sqlalchemy.exc.IntegrityError as error:
-                # Somebody committed a record for this very run id, under another key, while the statement
-                # ran; the violation took our key back with it.
+                # Somebody committed a record for this very run id while the statement ran; the violation took
+                # our key back with it. Whose run it is can be told only in another transaction.
                 if isinstance(error.orig, psycopg.errors.UniqueViolation):
-                    raise RunAlreadyExists(own_id) from error
+                    raise KeyContended(attempt) from error
                 raise
             # A statement of its own, since a winner that we waited for is not in the first one's snapshot.
             winner = find(conn)
@@ -428,13 +432,11 @@ def _same_start(existing: FlowRunControlRecord, key: tuple[UUID, str, str]) -> S
 
 def purge(tables: Tables, before: datetime, *, limit: int) -> Operation[int]:
     """Deletes ended runs with their keys, then keys that point to no record; rows in use are passed over."""
-    moment = resolved_deadline(before, None).at
-    if moment is None:
-        raise WrongType("before", "a timezone-aware datetime", before)
+    moment = checked_moment("before", before)
     if isinstance(limit, bool) or not isinstance(limit, int):
         raise WrongType("limit", "an int", limit)
-    if limit < 1:
-        raise InvalidValue("limit", f"must be at least 1, got {limit}")
+    if not 1 <= limit <= LARGEST_PURGE:
+        raise InvalidValue("limit", f"must be between 1 and {LARGEST_PURGE:,}, got {limit}")
     runs, orphans = _purge_runs(tables, moment), _purge_orphaned_keys(tables, moment)
 
     def remove(conn: Connection) -> int:

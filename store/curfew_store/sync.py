@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 
 from curfew_store import enforcement, operations
 from curfew_store.deadlines import UNSET, Unset
-from curfew_store.errors import InvalidValue, WrongType
+from curfew_store.errors import InvalidValue, KeyContended, WrongType
 from curfew_store.operations import Operation
 from curfew_store.records import FlowRunControlRecord, RunConfiguration, StartedRun
 from curfew_store.schema import tables_in
@@ -94,7 +94,7 @@ class FlowRunControlStore:
         The answer names this run, or, with ``duplicate`` set and nothing written, the run that an earlier call
         started for the same flow, trigger and key. Without *run_id* a UUID of version 7 is handed out. A
         *run_id* that already has a record is a duplicate if the call names no key or the record's own, else
-        `RunAlreadyExists`. `KeyContended` (transient) if the key was taken and freed again three times.
+        `RunAlreadyExists`. `KeyContended` (transient) if others took the same key or run id at the same moment.
         """
         work = operations.start_run(
             self._tables,
@@ -218,10 +218,20 @@ class FlowRunControlStore:
     def _run(self, operation: Operation[T], connection: Connection | None) -> T:
         with translated(self._tables.schema):
             if connection is None:
-                with self._engine.begin() as own:
-                    return self._verified_once(operation)(own)
+                return self._in_own_transaction(operation)
             if not isinstance(connection, Connection):
                 raise WrongType(
                     "connection", "a sqlalchemy.Connection (for a Session: session.connection())", connection
                 )
             return self._verified_once(operation)(connection)
+
+    def _in_own_transaction(self, operation: Operation[T]) -> T:
+        try:
+            with self._engine.begin() as own:
+                return self._verified_once(operation)(own)
+        except KeyContended as lost:
+            if lost.attempts > 1:
+                raise
+        # Nothing of the first try is left, and what it ran into is there to be seen now.
+        with self._engine.begin() as own:
+            return operation(own)

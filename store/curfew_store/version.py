@@ -44,7 +44,8 @@ def found_version(conn: Connection, tables: Tables) -> tuple[str, int] | None:
     if not relation_exists(conn, tables.schema, VERSION_TABLE):
         return None
     version = tables.version.c
-    row = conn.execute(select(version.version_num, version.minimum_client)).one_or_none()
+    newest = select(version.version_num, version.minimum_client).order_by(version.version_num.desc())
+    row = conn.execute(newest.limit(1)).one_or_none()
     return None if row is None else (row.version_num, row.minimum_client)
 
 

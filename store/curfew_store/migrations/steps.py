@@ -7,7 +7,8 @@ long as the session's ``lock_timeout``; a step that lost that wait is tried agai
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import sqlalchemy.exc
 from alembic import op
@@ -19,8 +20,8 @@ from curfew_store.schema import VERSION_TABLE
 
 LOCK_ATTEMPTS: Final = 20
 
-Columns = Mapping[str, tuple[str, bool]]
-"""Column name to (type as PostgreSQL formats it, whether it is NOT NULL)."""
+Columns = Mapping[str, tuple[str, bool, bool]]
+"""Column name to (type as PostgreSQL formats it, whether it is NOT NULL, whether it has a default)."""
 
 
 def offline() -> bool:
@@ -76,36 +77,35 @@ def asks(sql: str, **parameters: str) -> object:
     return op.get_bind().execute(text(sql), parameters).scalar()
 
 
-def columns_of(conn: Connection, schema: str, table: str) -> dict[str, tuple[str, bool]]:
+_RELATION = "to_regclass(format('%I.%I', CAST(:schema AS text), CAST(:name AS text)))"
+
+
+def columns_of(conn: Connection, schema: str, table: str) -> dict[str, tuple[str, bool, bool]]:
     """The columns of a table, empty where there is no such table."""
     rows = conn.execute(
         text(
-            "SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull FROM pg_attribute a "
-            "WHERE a.attrelid = to_regclass(format('%I.%I', CAST(:schema AS text), CAST(:name AS text))) "
-            "AND a.attnum > 0 AND NOT a.attisdropped"
+            "SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.atthasdef FROM pg_attribute a "
+            f"WHERE a.attrelid = {_RELATION} AND a.attnum > 0 AND NOT a.attisdropped"
         ),
         {"schema": schema, "name": table},
     )
-    return {name: (type_, not_null) for name, type_, not_null in rows}
+    return {name: (type_, not_null, has_default) for name, type_, not_null, has_default in rows}
 
 
-def refuse_other_shape(schema: str, table: str, wanted: Columns, key: tuple[str, ...]) -> None:
-    """Raises `MigrationError` if *table* exists with columns or a primary key that are not upstream's."""
-    if offline():
-        return
+def refuse_other_shape(schema: str, table: str, wanted: Columns, key: tuple[str, ...], ours: Columns) -> None:
+    """Raises `MigrationError` if *table* exists and could not serve both FlowOrchestrator and us.
+
+    *wanted* are upstream's columns, which must be there; *ours* may be missing, and must fit if they are not.
+    """
     found = columns_of(op.get_bind(), schema, table)
     if not found:
         return
-    problems = [
-        f"{name} should be {type_}{' NOT NULL' if not_null else ''}"
-        for name, (type_, not_null) in wanted.items()
-        if found.get(name) != (type_, not_null)
-    ]
+    expected = {**wanted, **{name: shape for name, shape in ours.items() if name in found}}
+    problems = [_should_be(name, shape) for name, shape in expected.items() if found.get(name) != shape]
     primary = asks(
         "SELECT string_agg(a.attname, ',' ORDER BY k.place) FROM pg_index i, "
         "unnest(i.indkey\\:\\:int2[]) WITH ORDINALITY AS k(attnum, place), pg_attribute a "
-        "WHERE i.indrelid = to_regclass(format('%I.%I', CAST(:schema AS text), CAST(:name AS text))) "
-        "AND i.indisprimary AND a.attrelid = i.indrelid AND a.attnum = k.attnum",
+        f"WHERE i.indrelid = {_RELATION} AND i.indisprimary AND a.attrelid = i.indrelid AND a.attnum = k.attnum",
         schema=schema,
         name=table,
     )
@@ -118,14 +118,43 @@ def refuse_other_shape(schema: str, table: str, wanted: Columns, key: tuple[str,
         )
 
 
+def _should_be(name: str, shape: tuple[str, bool, bool]) -> str:
+    type_, not_null, has_default = shape
+    return (
+        f"{name} should be {type_}{' NOT NULL' if not_null else ''}{' with' if has_default else ', without'} a default"
+    )
+
+
+def exists(schema: str, name: str) -> bool:
+    """Whether a relation of this name is there; only online."""
+    return bool(asks(f"SELECT {_RELATION} IS NOT NULL", schema=schema, name=name))
+
+
+def create_table(schema: str, name: str, columns: str) -> None:
+    """A table, where it is missing; looks first, since even ``IF NOT EXISTS`` needs the right to create."""
+    if offline() or not exists(schema, name):
+        execute(f"CREATE TABLE IF NOT EXISTS {quoted(schema, name)} ({columns})")
+
+
+def share_owner(schema: str, name: str, like: str) -> None:
+    """Gives a table the owner of another, so that every member of the owning role can use it.
+
+    Only online: a script is run by whoever owns the tables.
+    """
+    owner = "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = "
+    if not offline():
+        wanted = asks(owner + _RELATION, schema=schema, name=like)
+        if asks(owner + _RELATION, schema=schema, name=name) != wanted:
+            execute(f"ALTER TABLE {quoted(schema, name)} OWNER TO {quoted(str(wanted))}")
+
+
 def create_foundation(schema: str) -> None:
     """The schema and the version table. Asks for the schema first: creating one needs a right on the database."""
     if offline() or not asks("SELECT to_regnamespace(quote_ident(:schema)) IS NOT NULL", schema=schema):
         execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
     # minimum_client says which releases can still work on the schema; a later revision raises it if it must.
-    execute(
-        f"CREATE TABLE IF NOT EXISTS {quoted(schema, VERSION_TABLE)} "
-        "(version_num varchar(32) PRIMARY KEY, minimum_client integer NOT NULL DEFAULT 1)"
+    create_table(
+        schema, VERSION_TABLE, "version_num varchar(32) PRIMARY KEY, minimum_client integer NOT NULL DEFAULT 1"
     )
 
 
@@ -143,41 +172,83 @@ def add_column(schema: str, table: str, name: str, definition: str) -> None:
 
 
 _INDEX_STATE = (
-    "SELECT CASE WHEN i.indisvalid AND i.indrelid = to_regclass(format('%I.%I', CAST(:schema AS text), "
-    "CAST(:table_name AS text))) THEN pg_get_indexdef(i.indexrelid) ELSE 'invalid' END FROM pg_index i "
-    "WHERE i.indexrelid = to_regclass(format('%I.%I', CAST(:schema AS text), CAST(:name AS text)))"
+    "SELECT i.indisvalid, i.indisunique, i.indrelid = to_regclass(format('%I.%I', CAST(:schema AS text), "
+    "CAST(:table_name AS text))), pg_get_indexdef(i.indexrelid), coalesce(pg_get_expr(i.indpred, i.indrelid), '') "
+    f"FROM pg_index i WHERE i.indexrelid = {_RELATION}"
 )
 
 
-def create_index(schema: str, table: str, name: str, columns: str, where: str | None = None) -> None:
+class _Found(NamedTuple):
+    """What the catalogue says of an index, in the order of `_INDEX_STATE`."""
+
+    valid: bool
+    unique: bool
+    on_table: bool
+    definition: str
+    predicate: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index as a revision wants it: not unique, on *columns*, of the rows *where* something holds."""
+
+    name: str
+    table: str
+    columns: str
+    where: str = ""
+
+    def build(self, schema: str) -> str:
+        """The statement that builds it beside the traffic."""
+        build = f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {quoted(self.name)} ON {quoted(schema, self.table)} "
+        return build + f"({self.columns})" + (f" WHERE {self.where}" if self.where else "")
+
+    def is_what(self, found: _Found) -> bool:
+        """Whether an index that the catalogue describes is this one."""
+        same = _bare(found.predicate) == _bare(self.where) and f"({self.columns})" in found.definition.replace('"', "")
+        return same and found.on_table and not found.unique
+
+
+def _bare(predicate: str) -> str:
+    """A predicate without what PostgreSQL adds when it prints one."""
+    return "".join(each for each in predicate.casefold() if each not in "() \n")
+
+
+def create_index(schema: str, index: Index) -> None:
     """An index built CONCURRENTLY, where a valid one of that name is missing.
 
     A build that failed or was killed leaves an invalid index behind, which ``IF NOT EXISTS`` would take for
-    the real one; it is dropped first. A valid index of our name with another definition is refused.
+    the real one; it is dropped first. An index of our name with another definition is refused.
     """
-    build = f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {quoted(name)} ON {quoted(schema, table)} ({columns})"
-    build += f" WHERE {where}" if where else ""
     if offline():
-        marker = "-- outside a transaction; if an earlier build failed, first: DROP INDEX CONCURRENTLY IF EXISTS "
-        op.execute(literal(marker + quoted(schema, name) + "\n" + build))
+        remark = "outside a transaction; if an earlier build failed, first: DROP INDEX CONCURRENTLY IF EXISTS "
+        op.execute(literal(comment(remark + quoted(schema, index.name)) + index.build(schema)))
         return
+    patiently(lambda: _build(schema, index))
 
-    def state() -> str | None:
-        answer = asks(_INDEX_STATE, schema=schema, table_name=table, name=name)
-        return None if answer is None else str(answer)
 
-    def once() -> None:
-        if state() == "invalid":
-            op.execute(literal(f"DROP INDEX CONCURRENTLY IF EXISTS {quoted(schema, name)}"))
-        if state() is None:
-            op.execute(literal(build))
-
-    patiently(once)
-    definition = state()
-    if definition is None or definition == "invalid":
-        raise MigrationError(f"the index {schema}.{name} could not be built; run the migration again")
-    if f"({columns})" not in definition.replace('"', "") or (where is not None) != (" WHERE " in definition):
+def _build(schema: str, index: Index) -> None:
+    found = _find(schema, index)
+    if found is not None and found.on_table and not found.valid:
+        op.execute(literal(f"DROP INDEX CONCURRENTLY IF EXISTS {quoted(schema, index.name)}"))
+        found = None
+    if found is None:
+        op.execute(literal(index.build(schema)))
+        found = _find(schema, index)
+    if found is None or not found.valid:
+        raise MigrationError(f"the index {schema}.{index.name} could not be built; run the migration again")
+    if not index.is_what(found):
         raise MigrationError(
-            f"an index called {schema}.{name} exists with another definition ({definition}): drop or rename it, then "
-            "run the migration again"
+            f"an index called {schema}.{index.name} exists with another definition ({found.definition}): drop or "
+            "rename it, then run the migration again"
         )
+
+
+def _find(schema: str, index: Index) -> _Found | None:
+    parameters = {"schema": schema, "table_name": index.table, "name": index.name}
+    row = op.get_bind().execute(text(_INDEX_STATE), parameters).one_or_none()
+    return None if row is None else _Found(*row)
+
+
+def comment(remark: str) -> str:
+    """A line of a script that does nothing, whatever is in it."""
+    return "-- " + " ".join(remark.splitlines()) + "\n"

@@ -7,7 +7,7 @@ the catalogue only, and the index is built beside the traffic.
 from __future__ import annotations
 
 from curfew_store.migrations import steps
-from curfew_store.schema import ARMED_INDEX, CONTROLS, KEYS, KEYS_RUN_ID_INDEX
+from curfew_store.schema import ARMED_INDEX, CONTROLS, KEYS, KEYS_RUN_ID_INDEX, VERSION_TABLE
 
 revision = "0001"
 down_revision = None
@@ -15,37 +15,43 @@ branch_labels = None
 depends_on = None
 
 _TIME = "timestamp with time zone"
+_KEY = "character varying(256)"
 
 _CONTROLS: steps.Columns = {
-    "run_id": ("uuid", True),
-    "flow_id": ("uuid", True),
-    "trigger_key": ("character varying(256)", True),
-    "idempotency_key": ("character varying(256)", False),
-    "timeout_at_utc": (_TIME, False),
-    "cancel_requested": ("boolean", True),
-    "cancel_reason": ("text", False),
-    "cancel_requested_at_utc": (_TIME, False),
-    "timed_out_at_utc": (_TIME, False),
+    "run_id": ("uuid", True, False),
+    "flow_id": ("uuid", True, True),
+    "trigger_key": (_KEY, True, True),
+    "idempotency_key": (_KEY, False, False),
+    "timeout_at_utc": (_TIME, False, False),
+    "cancel_requested": ("boolean", True, True),
+    "cancel_reason": ("text", False, False),
+    "cancel_requested_at_utc": (_TIME, False, False),
+    "timed_out_at_utc": (_TIME, False, False),
 }
 
+_ADDED: steps.Columns = {"created_at_utc": (_TIME, True, True), "completed_at_utc": (_TIME, False, False)}
+
 _KEYS: steps.Columns = {
-    "flow_id": ("uuid", True),
-    "trigger_key": ("character varying(256)", True),
-    "idempotency_key": ("character varying(256)", True),
-    "run_id": ("uuid", True),
-    "created_at_utc": (_TIME, True),
+    "flow_id": ("uuid", True, False),
+    "trigger_key": (_KEY, True, False),
+    "idempotency_key": (_KEY, True, False),
+    "run_id": ("uuid", True, False),
+    "created_at_utc": (_TIME, True, True),
 }
+
+
+def refuse(schema: str) -> None:
+    """Raises `MigrationError` for tables of these names that are not upstream's, before anything is changed."""
+    steps.refuse_other_shape(schema, CONTROLS, _CONTROLS, ("run_id",), _ADDED)
+    steps.refuse_other_shape(schema, KEYS, _KEYS, ("flow_id", "trigger_key", "idempotency_key"), {})
 
 
 def upgrade() -> None:
     """Makes what is missing and leaves alone what is there."""
     schema = steps.schema_name()
-    controls, keys = steps.quoted(schema, CONTROLS), steps.quoted(schema, KEYS)
-    steps.refuse_other_shape(schema, CONTROLS, _CONTROLS, ("run_id",))
-    steps.refuse_other_shape(schema, KEYS, _KEYS, ("flow_id", "trigger_key", "idempotency_key"))
-
-    steps.execute(
-        f"CREATE TABLE IF NOT EXISTS {controls} ("
+    steps.create_table(
+        schema,
+        CONTROLS,
         "run_id uuid PRIMARY KEY, "
         "flow_id uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000', "
         "trigger_key varchar(256) NOT NULL DEFAULT '', "
@@ -54,25 +60,24 @@ def upgrade() -> None:
         "cancel_requested boolean NOT NULL DEFAULT false, "
         "cancel_reason text, "
         "cancel_requested_at_utc timestamptz, "
-        "timed_out_at_utc timestamptz)"
+        "timed_out_at_utc timestamptz",
     )
-    steps.execute(
-        f"CREATE TABLE IF NOT EXISTS {keys} ("
+    steps.create_table(
+        schema,
+        KEYS,
         "flow_id uuid NOT NULL, "
         "trigger_key varchar(256) NOT NULL, "
         "idempotency_key varchar(256) NOT NULL, "
         "run_id uuid NOT NULL, "
         "created_at_utc timestamptz NOT NULL DEFAULT now(), "
-        "PRIMARY KEY (flow_id, trigger_key, idempotency_key))"
+        "PRIMARY KEY (flow_id, trigger_key, idempotency_key)",
     )
     steps.add_column(schema, CONTROLS, "created_at_utc", "timestamptz NOT NULL DEFAULT now()")
     steps.add_column(schema, CONTROLS, "completed_at_utc", "timestamptz")
-    steps.create_index(schema, KEYS, KEYS_RUN_ID_INDEX, "run_id")
-    steps.create_index(
-        schema,
-        CONTROLS,
-        ARMED_INDEX,
-        "timeout_at_utc, run_id",
-        where="timed_out_at_utc IS NULL AND completed_at_utc IS NULL AND NOT cancel_requested "
-        "AND timeout_at_utc IS NOT NULL",
+    for table in (KEYS, VERSION_TABLE):
+        steps.share_owner(schema, table, like=CONTROLS)
+    steps.create_index(schema, steps.Index(KEYS_RUN_ID_INDEX, KEYS, "run_id"))
+    armed = (
+        "timed_out_at_utc IS NULL AND completed_at_utc IS NULL AND NOT cancel_requested AND timeout_at_utc IS NOT NULL"
     )
+    steps.create_index(schema, steps.Index(ARMED_INDEX, CONTROLS, "timeout_at_utc, run_id", armed))

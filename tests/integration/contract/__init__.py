@@ -1,0 +1,1 @@
+"""One suite for the contract of the store, run over both façades on a real PostgreSQL."""
