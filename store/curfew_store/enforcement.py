@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 import operator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from typing import Any, Final
 from uuid import UUID
@@ -48,21 +49,22 @@ from sqlalchemy import (
 from curfew_store import keys
 from curfew_store.errors import RunCancelled, RunCompleted, RunTimedOut
 from curfew_store.operations import Operation, timed_out_fields
-from curfew_store.records import ClaimedRun, FlowRunControlRecord, LookAhead, RunState
+from curfew_store.records import ClaimedRun, FlowRunControlRecord, LookAhead, RunState, ScanStart
 from curfew_store.schema import TIMESTAMPTZ, Tables, armed, as_utc, control_columns, due
 
 __all__ = ["OVERDUE_REASON", "claim_overdue", "claim_statement", "ensure_may_run", "look_ahead"]
 
 OVERDUE_REASON: Final = "Run exceeded its timeout deadline."
 
-Cursor = ClaimedRun
 
-
-def claim_overdue(conn: Connection, tables: Tables, *, limit: int, after: Cursor | None = None) -> list[ClaimedRun]:
+def claim_overdue(
+    conn: Connection, tables: Tables, *, limit: int, after: ClaimedRun | ScanStart | None = None
+) -> list[ClaimedRun]:
     """Marks up to *limit* overdue runs and returns them in the order of their deadlines.
 
-    *after* continues a drain behind the last run of the batch before. An extended and expired run can lie
-    before it, so a drain is over only when a batch from the start comes back short.
+    *after* begins behind a place in the index: the last run of the batch before, or a `ScanStart`. Runs before it
+    are not seen; an extended and expired one can lie there, so a drain is over only when a batch from its own
+    start comes back short.
     """
     parameters: dict[str, Any] = {"limit": limit}
     if after is not None:
@@ -77,7 +79,7 @@ _BY_DEADLINE: Final = operator.attrgetter("deadline", "run_id")
 
 @cache
 def claim_statement(tables: Tables, *, continued: bool) -> Any:
-    """The claim, from the start of the index or behind a cursor."""
+    """The claim, from the start of the index or behind a place in it."""
     controls = tables.controls
     candidates = select(controls.c.run_id).where(due(controls))
     if continued:
@@ -110,33 +112,49 @@ def _mark(tables: Tables, candidates: Select[tuple[UUID]]) -> Any:
     )
 
 
-def look_ahead(conn: Connection, tables: Tables) -> LookAhead:
-    """The next deadline, and whether anything is overdue; one read-only statement, no locks."""
-    return LookAhead(*conn.execute(look_ahead_statement(tables)).one())
+def look_ahead(
+    conn: Connection, tables: Tables, *, since: datetime | None = None, expected: UUID | None = None
+) -> LookAhead:
+    """The next deadline, and the earliest one that is overdue; one read-only statement, no locks.
+
+    *since* begins the search for overdue runs at a moment, past index entries that are dead but may not be removed
+    yet; without it the search is whole. *expected* names a run of which to say whether it has been marked.
+    """
+    statement = look_ahead_statement(tables, partial=since is not None, expecting=expected is not None)
+    return LookAhead(*conn.execute(statement, {"since": since, "expected": expected}).one())
 
 
 @cache
-def look_ahead_statement(tables: Tables) -> Any:
+def look_ahead_statement(tables: Tables, *, partial: bool = False, expecting: bool = False) -> Any:
     """The statement of `look_ahead`."""
     controls = tables.controls
-    # Capped, since the difference to an infinite deadline is an error before PostgreSQL 17.
-    capped = func.least(controls.c.timeout_at_utc, func.now() + literal_column("interval '86400 seconds'"))
-    seconds = extract("epoch", capped - func.now())
-    ahead = (
-        select(seconds.cast(Double))
+    following = (
+        select(controls.c.timeout_at_utc, controls.c.run_id)
         .where(armed(controls), controls.c.timeout_at_utc > func.now())
-        .order_by(controls.c.timeout_at_utc)
+        .order_by(controls.c.timeout_at_utc, controls.c.run_id)
         .limit(literal_column("1"))
+        .subquery("following")
     )
+    # Capped, since the difference to an infinite deadline is an error before PostgreSQL 17.
+    capped = func.least(following.c.timeout_at_utc, func.now() + literal_column("interval '86400 seconds'"))
     # The edge of the index and not EXISTS: on statistics that still say "much is due" the planner answers
     # EXISTS by a scan of the whole table (14 ms against 0.2 ms on 100,000 marked rows, and it grows).
-    edge = (
-        select(controls.c.timeout_at_utc)
-        .where(due(controls))
-        .order_by(controls.c.timeout_at_utc)
-        .limit(literal_column("1"))
-    )
-    return select(ahead.scalar_subquery().label("next_due_in"), edge.scalar_subquery().is_not(None).label("overdue"))
+    overdue = select(controls.c.timeout_at_utc).where(due(controls))
+    if partial:
+        overdue = overdue.where(controls.c.timeout_at_utc >= bindparam("since", type_=TIMESTAMPTZ))
+    edge = overdue.order_by(controls.c.timeout_at_utc).limit(literal_column("1")).subquery("edge")
+    one = select(literal_column("1")).subquery("one")
+    columns = [
+        case((following.c.timeout_at_utc.is_not(None), extract("epoch", capped - func.now()).cast(Double))),
+        following.c.run_id,
+        as_utc(edge.c.timeout_at_utc),
+        as_utc(func.now(type_=TIMESTAMPTZ)),
+    ]
+    if expecting:
+        run = controls.alias("expected")
+        wanted = run.c.run_id == bindparam("expected", type_=Uuid())
+        columns.append(select(run.c.timed_out_at_utc.is_not(None)).where(wanted).scalar_subquery())
+    return select(*columns).select_from(one.outerjoin(following, true()).outerjoin(edge, true()))
 
 
 @dataclass(frozen=True, slots=True)

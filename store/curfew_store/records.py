@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from uuid import UUID
 
-__all__ = ["ClaimedRun", "FlowRunControlRecord", "LookAhead", "RunConfiguration", "RunState", "StartedRun"]
+__all__ = ["ClaimedRun", "FlowRunControlRecord", "LookAhead", "RunConfiguration", "RunState", "ScanStart", "StartedRun"]
 
 
 class RunState(Enum):
@@ -85,14 +85,34 @@ class ClaimedRun:
     timed_out_at: datetime
 
 
+_FIRST = UUID(int=0)
+
+
+@dataclass(frozen=True, slots=True)
+class ScanStart:
+    """A place in the index of armed deadlines, before every run with this *deadline* or a later one."""
+
+    deadline: datetime
+    run_id: UUID = _FIRST
+
+
 @dataclass(frozen=True, slots=True)
 class LookAhead:
     """What lies ahead of a sweep, by the database's clock.
 
     *next_due_in*: seconds from the start of the statement to the earliest armed deadline that is still in
-    the future, ``None`` where there is none. *overdue*: whether armed runs are due and not marked, locked
-    ones included.
+    the future, ``None`` where there is none. *earliest_overdue*: the earliest deadline of an armed run that is
+    due and not marked, locked ones included, from where the look began. *now*: when the statement began.
+    *expected_marked*: whether the run that was asked for has been marked by now; ``None`` if none was asked for.
     """
 
     next_due_in: float | None
-    overdue: bool
+    next_run_id: UUID | None
+    earliest_overdue: datetime | None
+    now: datetime
+    expected_marked: bool | None = None
+
+    @property
+    def overdue(self) -> bool:
+        """Whether armed runs are due and not marked."""
+        return self.earliest_overdue is not None
