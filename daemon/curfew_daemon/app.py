@@ -7,6 +7,7 @@ signals meanwhile.
 
 from __future__ import annotations
 
+import gc
 import platform
 import threading
 import time
@@ -39,6 +40,7 @@ from curfew_daemon.observer import Observer
 from curfew_daemon.pacing import Pacer
 from curfew_daemon.results import DatabaseState, MarkedBatch, SweepResult
 from curfew_daemon.sweeper import Sweeper
+from curfew_daemon.wait_bounds import MARGIN
 from curfew_store.schema import tables_in
 
 __all__ = ["Daemon"]
@@ -61,7 +63,7 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._events = Events()
-        self._metrics = Metrics()
+        self._metrics = Metrics(version=version("curfewd"))
         self._heartbeat = Heartbeat()
         self._notifier = Notifier()
         self._signals = Signals(on_second=self._events.second_signal)
@@ -90,6 +92,10 @@ class Daemon:
             self._events.http_listening(url_of(sock))
             self._events.started(**self._described())
             self._scheduler.start()
+            # What start-up made stays: kept out of every later collection, which would otherwise walk it again
+            # and again during a drain.
+            gc.collect()
+            gc.freeze()
             try:
                 self._pace()
             finally:
@@ -130,17 +136,25 @@ class Daemon:
             self._events.stopping(self._signals.stop_signal)
         self._notifier.stopping()
         self._enforcer.stop()
-        give_up = time.monotonic() + self._settings.shutdown_grace
+        if not self._sweep_ends_within(self._settings.shutdown_grace):
+            self._events.shutdown_grace_exceeded(self._settings.shutdown_grace)
+            self._enforcer.cancel()
+            self.abandoned = not self._sweep_ends_within(MARGIN)
+        if not self.abandoned:
+            self._enforcer.close()
+        if self._pacer.idle("observe"):
+            self._observer.close()
+        else:
+            self.abandoned = True  # gauges are not worth waiting for
+        self._scheduler.shutdown(wait=False)
+        server.stop()
+
+    def _sweep_ends_within(self, seconds: float) -> bool:
+        give_up = time.monotonic() + seconds
         while not self._pacer.idle("sweep") and (remaining := give_up - time.monotonic()) > 0:
             self._job_ended.wait(remaining)
             self._job_ended.clear()
-        if self._pacer.idle("sweep"):
-            self._enforcer.close()
-        else:
-            self.abandoned = True
-            self._events.shutdown_grace_exceeded(self._settings.shutdown_grace)
-        self._scheduler.shutdown(wait=False)
-        server.stop()
+        return self._pacer.idle("sweep")
 
     # What the workers report, each from its own thread.
 
@@ -249,6 +263,7 @@ class Daemon:
             current,
             statement_timeout=settings.statement_timeout,
             on_options_dropped=self._events.startup_options_dropped,
+            beat=self.beat,
         )
         sweeper = Sweeper(
             tables,

@@ -71,7 +71,8 @@ def run() -> None:
         code = daemon.run()
     except BindFailed as error:
         _fail(Exit.PORT_TAKEN, str(error))
-    sys.stderr.flush()
+    if sys.stderr is not None:  # started with standard error closed
+        sys.stderr.flush()
     if daemon.abandoned:
         # A thread is still waiting for the database; the interpreter would wait for it in turn.
         os._exit(code)

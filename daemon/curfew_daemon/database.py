@@ -28,6 +28,7 @@ __all__ = ["BoundedConnection", "Link", "NoAnswer", "bounded_engine"]
 
 T = TypeVar("T")
 
+_CANCEL_TIMEOUT: Final = 1.0
 _READY_NONE: Final = 0  # psycopg.waiting.Ready.NONE: the poll interval passed and nothing arrived
 _UNSUPPORTED: Final = "unsupported startup parameter"  # PgBouncer's words for an option it does not know
 
@@ -111,7 +112,8 @@ class Link:
 
     *conninfo* is asked at every attempt, so a rotated secret is picked up. *options* are server settings sent
     at start-up; a pooler may refuse them, then they are left out and *on_options_dropped* is told once.
-    *longest_dial* bounds one attempt over all hosts, *answer_timeout* every answer, both in seconds.
+    *longest_dial* bounds one attempt over all hosts, *answer_timeout* every answer, both in seconds; *beat* is
+    called between the two.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Link:
         longest_dial: float,
         answer_timeout: float,
         on_options_dropped: Callable[[list[str]], None] = lambda _names: None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._tables = tables
         self._conninfo = conninfo
@@ -134,6 +137,7 @@ class Link:
         self._longest_dial = longest_dial
         self._answer_timeout = answer_timeout
         self._on_options_dropped = on_options_dropped
+        self._beat = beat
         self._dialling: _Dialling | None = None
         self._engine = create_engine(
             "postgresql+psycopg://",
@@ -171,9 +175,18 @@ class Link:
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, psycopg.Error):
-                self._raw(connection).pgconn.finish()
+                if not connection.invalidated:  # asking an invalidated one for its connection dials a new one
+                    self._raw(connection).pgconn.finish()
                 connection.invalidate()
                 connection.close()
+
+    def cancel(self) -> None:
+        """Asks the server to end the statement in hand, for another thread than its own; waits a second at most."""
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, psycopg.Error):
+                if not connection.invalidated:
+                    self._raw(connection).cancel_safe(timeout=_CANCEL_TIMEOUT)
 
     def close(self) -> None:
         """`drop`, and no further dialling."""
@@ -206,6 +219,9 @@ class Link:
         if connection is None:
             raise psycopg.errors.ConnectionTimeout(f"no connection within {self._longest_dial:g} s")
         self._dialling = None
+        # From now and not from the handshake on: an attempt that outlasted its wait may have ended long ago.
+        connection.deadline = time.monotonic() + self._answer_timeout  # until it has been admitted
+        self._beat()
         return connection
 
     def _dial(self) -> BoundedConnection:
@@ -226,7 +242,6 @@ class Link:
             prepare_threshold=None,
         )
         connection.answer_timeout = self._answer_timeout
-        connection.deadline = time.monotonic() + self._answer_timeout  # until it has been admitted
         return connection
 
 

@@ -88,6 +88,10 @@ class Enforcer:
         """Use a new connection from the next sweep on."""
         self._reconnect = True
 
+    def cancel(self) -> None:
+        """Have the server end the statement in hand; waits a second at most."""
+        self._link.cancel()
+
     def close(self) -> None:
         """Give the connection up; only once nothing serves any more."""
         self._link.close()
@@ -100,16 +104,16 @@ class Enforcer:
         until = time.monotonic() + self._poll_interval()
         wake = self._next if reason is None else Wake(0.0, reason)
         while True:
+            if self.stopping:
+                return wake
             self._nudged.clear()
             wake = self._sweep(wake.reason)
             due_at = time.monotonic() + wake.delay
-            if self.stopping or wake.reason in {"poll", "retry"} or due_at > until:
+            if wake.reason in {"poll", "retry"} or due_at > until:
                 self._next = wake
                 return wake
             if self._wait(due_at):
                 wake = Wake(0.0, "hint")
-            if self.stopping:
-                return wake
 
     def _wait(self, until: float) -> bool:
         """Sleeps on the monotonic clock; ``True`` if a nudge ended it."""
@@ -140,7 +144,7 @@ class Enforcer:
 
     def _failed(self, error: Exception) -> Wake:
         self._listener.sweep_failed(error)
-        if is_database_error(error):
+        if is_database_error(error) and not self.stopping:  # a statement cancelled by a stop is no state
             self._enter(state_of(error), error)
         self._listener.beat()
         self._pace, wake = self._pace.after_failure(

@@ -45,8 +45,8 @@ REMEDIES: Final[Mapping[DatabaseState, str]] = {
     DatabaseState.UPSTREAM_ENGINE: "see `curfewd plan`; enforce on a schema without FlowOrchestrator's engine",
     DatabaseState.LOCK_TIMEOUT: "find who locks the table (pg_locks): DDL, LOCK TABLE or VACUUM FULL",
     DatabaseState.STATEMENT_TIMEOUT: "look at the server's load; CURFEW_STATEMENT_TIMEOUT bounds a statement",
-    DatabaseState.DENIED: "grant the daemon's role SELECT and UPDATE on flow_run_controls and SELECT on "
-    "curfew_schema_version",
+    DatabaseState.DENIED: "grant the daemon's role USAGE on the schema, SELECT and UPDATE on flow_run_controls "
+    "and SELECT on curfew_schema_version",
     DatabaseState.OTHER: "see the error",
 }
 
@@ -78,6 +78,7 @@ _BY_WORDS: Final[tuple[tuple[str, DatabaseState], ...]] = (
     ("does not exist", DatabaseState.AUTHENTICATION),
     ("no such database", DatabaseState.AUTHENTICATION),
     ("permission denied for database", DatabaseState.AUTHENTICATION),
+    ("is not currently accepting connections", DatabaseState.AUTHENTICATION),
     ("certificate", DatabaseState.AUTHENTICATION),
     ("too many clients", DatabaseState.TOO_MANY_CONNECTIONS),
     ("too many connections", DatabaseState.TOO_MANY_CONNECTIONS),

@@ -19,6 +19,7 @@ def make_link(
     *,
     statement_timeout: float,
     on_options_dropped: Callable[[list[str]], None] = lambda _names: None,
+    beat: Callable[[], None] = lambda: None,
 ) -> Link:
     """A link for the settings in force; the URL is read again at every connect.
 
@@ -35,6 +36,7 @@ def make_link(
         longest_dial=attempts * settings.connect_timeout + MARGIN,
         answer_timeout=statement_timeout + MARGIN,
         on_options_dropped=on_options_dropped,
+        beat=beat,
     )
 
 

@@ -1,0 +1,217 @@
+"""The composition root in this process: the wall clock has no say, and no event of the scheduler ends the loop."""
+
+from __future__ import annotations
+
+import datetime as real
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import apscheduler.executors.base
+import apscheduler.schedulers.base
+import pytest
+from apscheduler.events import EVENT_JOB_MISSED, JobEvent
+
+from curfew_daemon import app, events
+from curfew_daemon.app import Daemon
+from curfew_daemon.lifecycle import Action, Exit
+from tests.conftest import Database
+from tests.integration.contract.rows import Rows
+from tests.integration.sessions import eventually
+from tests.integration.settings import settings_for
+
+POLL = 1.5
+
+
+class Switch:
+    """In the place of the process's signals: a stop that a test gives, without a signal."""
+
+    def __init__(self, **_: object) -> None:
+        self.stop_signal: str | None = None
+        self._changed = threading.Event()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def stop(self) -> None:
+        self.stop_signal = "SIGTERM"
+        self._changed.set()
+
+    def wake(self) -> None:
+        self._changed.set()
+
+    def wait(self, timeout: float) -> Action:
+        self._changed.wait(timeout)
+        self._changed.clear()
+        return Action.WOKEN if self.stop_signal is None else Action.STOP
+
+
+class SteppedClock(real.datetime):
+    """A wall clock that can be set; what APScheduler asks for the time."""
+
+    step = real.timedelta(0)
+
+    @classmethod
+    def now(cls, tz: real.tzinfo | None = None) -> real.datetime:  # type: ignore[override]
+        return real.datetime.now(tz) + cls.step
+
+
+class Running:
+    """A daemon whose loop runs in a thread."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.code: Exit | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self.code = self.daemon.run()
+
+    def count(self, sample: str, **labels: str) -> float:
+        return self.daemon._metrics.registry.get_sample_value(sample, labels) or 0.0
+
+    def stop(self) -> Exit | None:
+        self.daemon._signals.stop()  # type: ignore[attr-defined]
+        self._thread.join(30)
+        return self.code
+
+
+@pytest.fixture
+def rows(database: Database) -> Iterator[Rows]:
+    seen = Rows(database.url)
+    yield seen
+    seen.close()
+
+
+@pytest.fixture
+def start(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Running]]:
+    """Starts the daemon that a test has prepared by then; it is stopped at the end."""
+    monkeypatch.setattr(app, "Signals", Switch)
+    for module in (apscheduler.schedulers.base, apscheduler.executors.base):
+        monkeypatch.setattr(module, "datetime", SteppedClock)
+    monkeypatch.setattr(SteppedClock, "step", real.timedelta(0))
+    events.configure("json", "error")
+    settings = settings_for(
+        database,
+        CURFEW_HTTP_PORT="0",
+        CURFEW_POLL_INTERVAL=str(POLL),
+        CURFEW_OBSERVE_INTERVAL="0.5",
+        CURFEW_OBSERVE_BUDGET="0.5",
+    )
+    started: list[Running] = []
+
+    def starting() -> Running:
+        started.append(Running(Daemon(settings)))
+        return started[-1]
+
+    yield starting
+    for each in started:
+        assert each.stop() is Exit.OK
+
+
+def await_marked(rows: Rows, run: object) -> None:
+    asked = "SELECT timed_out_at_utc IS NOT NULL FROM flow_run_controls WHERE run_id = :run"
+    eventually(lambda: rows.sql(asked, run=run)[0][0], "the run is marked")
+
+
+def lateness(rows: Rows, run: object) -> float:
+    asked = "SELECT extract(epoch FROM timed_out_at_utc - timeout_at_utc) FROM flow_run_controls WHERE run_id = :run"
+    return float(rows.sql(asked, run=run)[0][0])
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_step_of_the_wall_clock_delays_no_deadline(rows: Rows, start: Callable[[], Running], hours: int) -> None:
+    """Set back or forward by an hour while the loop runs, runs are marked as before."""
+    running = start()
+    await_marked(rows, rows.insert("overdue"))
+    SteppedClock.step = real.timedelta(hours=hours)
+    sweeps = running.count("curfew_sweeps_total", outcome="ok")
+    for delay in ("700 ms", "1900 ms", "0 ms"):
+        run = rows.insert(timeout_at_utc=f"now() + interval '{delay}'")
+        await_marked(rows, run)
+        assert lateness(rows, run) < 2 * POLL
+    assert running.count("curfew_sweeps_total", outcome="ok") > sweeps
+    assert running.count("curfew_observation_duration_seconds") > 0
+
+
+def test_deadlines_are_met_within_milliseconds_by_the_median(rows: Rows, start: Callable[[], Running]) -> None:
+    """Twenty deadlines armed ahead: the median lateness is a small part of the poll interval."""
+    start()
+    await_marked(rows, rows.insert("overdue"))
+    runs = [rows.insert(timeout_at_utc=f"now() + interval '{1500 + 100 * n} ms'") for n in range(20)]
+    for run in runs:
+        await_marked(rows, run)
+    late = sorted(lateness(rows, run) for run in runs)
+    assert late[0] >= 0
+    assert late[10] < POLL / 4
+
+
+def test_a_job_that_raises_stays_scheduled(
+    rows: Rows, start: Callable[[], Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect in a job is told, and the job runs again after a poll interval."""
+    calls: list[float] = []
+    sweep = Daemon._sweep_job
+
+    def flawed(daemon: Daemon) -> float:
+        calls.append(time.monotonic())
+        if len(calls) <= 2:
+            raise ZeroDivisionError("planted")
+        return sweep(daemon)
+
+    monkeypatch.setattr(Daemon, "_sweep_job", flawed)
+    running = start()
+    await_marked(rows, rows.insert("overdue"))
+    assert running.count("curfew_scheduler_events_total", event="error") == 2
+    assert calls[1] - calls[0] >= POLL * 0.9
+
+
+def test_a_job_that_was_missed_runs_at_once(rows: Rows, start: Callable[[], Running]) -> None:
+    """An executor that gives up on a run (it never should) is answered with another run."""
+    running = start()
+    await_marked(rows, rows.insert("overdue"))
+    told: list[Any] = []
+    scheduler = running.daemon._scheduler
+    scheduler.add_listener(told.append, EVENT_JOB_MISSED)
+    scheduler._dispatch_event(JobEvent(EVENT_JOB_MISSED, "observe", None))
+    assert len(told) == 1
+    assert running.count("curfew_scheduler_events_total", event="missed") == 1
+    await_marked(rows, rows.insert("overdue"))
+
+
+def test_a_wake_up_that_the_scheduler_drops_is_made_up_for(
+    rows: Rows, start: Callable[[], Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Poked while the job runs, APScheduler refuses (max instances); the job runs again as soon as it has ended."""
+    entered, leave, ends = threading.Event(), threading.Event(), [0.0]
+    begins: list[float] = []
+
+    def slow(_daemon: Daemon) -> float:
+        begins.append(time.monotonic())
+        entered.set()
+        leave.wait(30)
+        ends[0] = time.monotonic()
+        return 3600.0
+
+    monkeypatch.setattr(Daemon, "_sweep_job", slow)
+    running = start()
+    assert entered.wait(30)
+    running.daemon._poke("sweep")
+    dropped = "curfew_scheduler_events_total"
+    eventually(lambda: running.count(dropped, event="max_instances") == 1, "the wake-up is dropped")
+    leave.set()
+    eventually(lambda: len(begins) == 2, "the job runs again")
+    assert begins[1] - ends[0] < 60
+
+
+def test_every_event_of_the_scheduler_is_counted(rows: Rows, start: Callable[[], Running]) -> None:
+    """In good times jobs are executed, and nothing else happens."""
+    running = start()
+    executed = "curfew_scheduler_events_total"
+    eventually(lambda: running.count(executed, event="executed") >= 4, "jobs are executed")
+    assert [running.count(executed, event=event) for event in ("error", "missed", "max_instances")] == [0, 0, 0]

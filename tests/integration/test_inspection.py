@@ -1,0 +1,126 @@
+"""Looking without touching: facts of the server, rights, orphaned keys and the plan of the claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Connection
+
+from curfew_store import inspection
+from curfew_store.schema import tables_in
+from tests.conftest import Database
+from tests.integration.contract.rows import FLOW, OTHER_FLOW, STATES, Rows
+
+TABLES = tables_in("public")
+
+
+@pytest.fixture
+def rows(database: Database) -> Iterator[Rows]:
+    seen = Rows(database.url)
+    yield seen
+    seen.close()
+
+
+@pytest.fixture
+def conn(database: Database) -> Iterator[Connection]:
+    with database.engine.connect() as plain:
+        yield plain.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def test_nothing_here_writes_or_locks(rows: Rows, database: Database) -> None:
+    """Every look works in a read-only transaction beside a session that holds all rows."""
+    rows.insert("overdue")
+    with rows.held("SELECT 1 FROM flow_run_controls FOR UPDATE"), database.engine.connect() as plain:
+        conn = plain.execution_options(postgresql_readonly=True)
+        inspection.gauges(conn, TABLES, bound=10)
+        inspection.planned_flows(conn, TABLES, within=timedelta(hours=1))
+        inspection.server_facts(conn)
+        inspection.missing_rights(conn, TABLES)
+        inspection.keys_without_record(conn, TABLES, older_than=timedelta(0), bound=10)
+        inspection.has_upstream_engine(conn, TABLES)
+        assert inspection.claim_uses_index(conn, TABLES)[0]
+
+
+def test_facts_are_those_of_this_very_session(rows: Rows, conn: Connection) -> None:
+    """Version, role, clock and the settings in force here, timeouts in milliseconds."""
+    plain = inspection.server_facts(conn)
+    conn.exec_driver_sql(
+        "SET statement_timeout = '3s'; SET lock_timeout = 20; SET idle_in_transaction_session_timeout = '1min';"
+        "SET default_transaction_isolation = 'serializable'; SET synchronous_commit = local;"
+        "SET TimeZone = 'Asia/Tokyo'"
+    )
+    facts = inspection.server_facts(conn)
+    assert facts.version >= 140000
+    assert (facts.role, facts.recovery, facts.read_only) == ("postgres", False, False)
+    assert (facts.statement_timeout, facts.lock_timeout, facts.idle_in_transaction_timeout) == (3000, 20, 60000)
+    assert (facts.isolation, facts.synchronous_commit) == ("serializable", "local")
+    assert timedelta(0) <= facts.clock - plain.clock < timedelta(minutes=1)
+
+
+def test_a_plan_counts_what_a_sweep_would_mark_per_flow(rows: Rows, conn: Connection) -> None:
+    """Overdue now and due within the reach, most first; other states do not count."""
+    for state in STATES:
+        rows.insert(state)
+    for minutes in (5, 10, 600):
+        rows.insert(flow_id=f"'{OTHER_FLOW}'", timeout_at_utc=f"now() + interval '{minutes} minutes'")
+    rows.insert("overdue", flow_id=f"'{OTHER_FLOW}'")
+
+    now = inspection.planned_flows(conn, TABLES)
+    assert {(flow.flow_id, flow.overdue, flow.due_later) for flow in now} == {(FLOW, 1, 0), (OTHER_FLOW, 1, 0)}
+
+    later = inspection.planned_flows(conn, TABLES, within=timedelta(minutes=30))
+    assert [(flow.flow_id, flow.overdue, flow.due_later) for flow in later] == [(OTHER_FLOW, 1, 2), (FLOW, 1, 0)]
+    assert later[0].latest - later[0].earliest == pytest.approx(timedelta(minutes=11), abs=timedelta(seconds=30))
+
+
+def test_rights_that_are_missing_are_named_as_grants(rows: Rows, database: Database) -> None:
+    """Each grant that is named and given makes the list shorter, until the role may enforce."""
+    role = f"weak_{database.name}"
+    rows.sql(f"CREATE ROLE {role}")
+    try:
+        with database.engine.connect() as plain:
+            conn = plain.execution_options(isolation_level="AUTOCOMMIT")
+            conn.exec_driver_sql(f"SET ROLE {role}")
+            missing = inspection.missing_rights(conn, TABLES)
+            assert len(missing) == 6
+            while missing:
+                rows.sql(f"GRANT {missing[0]} TO {role}")
+                left = inspection.missing_rights(conn, TABLES)
+                assert left == missing[1:]
+                missing = left
+    finally:
+        rows.sql(f"DROP OWNED BY {role}")
+        rows.sql(f"DROP ROLE {role}")
+
+
+def test_keys_that_point_nowhere_are_counted_up_to_a_bound(rows: Rows, conn: Connection) -> None:
+    """Only keys older than the grace period without a record; the count stops at its bound."""
+    started = rows.insert()
+    rows.insert_key(started, "good", created="now() - interval '2 hours'")
+    rows.insert_key(uuid4(), "young")
+    for n in range(3):
+        rows.insert_key(uuid4(), f"orphan {n}", created="now() - interval '2 hours'")
+    for bound, count in ((10, 3), (2, 2)):
+        found = inspection.keys_without_record(conn, TABLES, older_than=timedelta(hours=1), bound=bound)
+        assert found == count
+
+
+def test_the_claim_is_planned_on_its_index_or_its_plan_is_shown(rows: Rows, conn: Connection) -> None:
+    """Without the index the answer is no, with the plan that would be run."""
+    assert inspection.claim_uses_index(conn, TABLES)[0]
+    rows.sql("DROP INDEX ix_flow_run_controls_armed")
+    indexed, plan = inspection.claim_uses_index(conn, TABLES)
+    assert not indexed
+    assert "flow_run_controls" in plan
+
+
+def test_another_engine_is_told_by_its_table_of_runs(rows: Rows, conn: Connection) -> None:
+    """In this schema, and in no other."""
+    rows.sql("CREATE SCHEMA elsewhere")
+    rows.sql("CREATE TABLE elsewhere.flow_runs ()")
+    assert not inspection.has_upstream_engine(conn, TABLES)
+    rows.sql("CREATE TABLE flow_runs ()")
+    assert inspection.has_upstream_engine(conn, TABLES)

@@ -1,0 +1,296 @@
+"""The loop around the sweep: when it sweeps again by itself, what it does with failures, how it stops."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import psycopg
+import pytest
+
+from curfew_daemon.database import Link
+from curfew_daemon.enforcer import Enforcer
+from curfew_daemon.failures import DatabaseRefusal
+from curfew_daemon.results import DatabaseState, SweepResult
+from curfew_daemon.sweeper import Sweeper
+from curfew_daemon.wake import BLOCKED_FIRST, Wake
+
+Step = SweepResult | Exception | Callable[[], SweepResult]
+
+
+def swept(marked: int = 0, *, next_due_in: float | None = None, overdue: bool = False) -> SweepResult:
+    return SweepResult("poll", marked, 1, 2, 0.001, (), None, next_due_in, overdue)
+
+
+class Bench:
+    """An enforcer whose sweeps play a script, and a diary of what it told."""
+
+    def __init__(self, *script: Step, poll_interval: float = 60.0, reconnect_max: float = 1.0) -> None:
+        self.script = list(script)
+        self.woken: list[str] = []
+        self.states: list[tuple[DatabaseState | None, DatabaseState, str]] = []
+        self.results: list[SweepResult] = []
+        self.errors: list[BaseException] = []
+        self.beats = self.drops = 0
+        self.closed = self.cancelled = False
+        self.poll_interval = poll_interval
+        self.enforcer = Enforcer(
+            cast("Sweeper", self),
+            cast("Link", self),
+            self,
+            poll_interval=lambda: self.poll_interval,
+            reconnect_max=lambda: reconnect_max,
+        )
+
+    # As the sweeper.
+    def run_once(self, reason: str) -> SweepResult:
+        step = self.script.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return step() if callable(step) else step
+
+    # As the link.
+    def drop(self) -> None:
+        self.drops += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    # As the listener.
+    def woke(self, reason: str) -> None:
+        self.woken.append(reason)
+
+    def swept(self, result: SweepResult) -> None:
+        self.results.append(result)
+
+    def sweep_failed(self, error: BaseException) -> None:
+        self.errors.append(error)
+
+    def database(self, old: DatabaseState | None, new: DatabaseState, error: BaseException | None) -> None:
+        self.states.append((old, new, str(error or "")))
+
+    def beat(self) -> None:
+        self.beats += 1
+
+
+def in_thread(work: Callable[[], Any]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def ended(thread: threading.Thread) -> bool:
+    thread.join(20)
+    return not thread.is_alive()
+
+
+def test_a_sweep_with_nothing_near_returns_until_the_poll() -> None:
+    """Nothing ahead: one sweep, then the caller waits for a poll interval."""
+    bench = Bench(swept())
+    assert bench.enforcer.serve() == Wake(60.0, "poll")
+    assert bench.woken == ["start"]
+    assert bench.results == [swept()]
+    assert bench.states == [(None, DatabaseState.UP, "")]
+
+
+def test_a_near_deadline_is_waited_for_without_leaving() -> None:
+    """It sleeps until the deadline itself, sweeps for it, and goes on; the reason is told each time."""
+    bench = Bench(swept(next_due_in=0.02), swept(3, overdue=True), swept())
+    began = time.monotonic()
+    assert bench.enforcer.serve().reason == "poll"
+    assert time.monotonic() - began >= 0.02
+    assert bench.woken == ["start", "deadline", "more"]
+
+
+def test_the_reason_to_wake_survives_between_two_runs() -> None:
+    """What the first run decided to wait for is what the second sweeps for."""
+    bench = Bench(swept(), swept())
+    bench.enforcer.serve()
+    bench.enforcer.serve()
+    assert bench.woken == ["start", "poll"]
+
+
+def test_a_reason_of_the_callers_own_comes_first() -> None:
+    """A caller that knows better why it wakes says so."""
+    bench = Bench(swept())
+    bench.enforcer.serve("reload")
+    assert bench.woken == ["reload"]
+
+
+def test_it_comes_back_within_about_a_poll_interval() -> None:
+    """However near the next deadline always is, the caller hears from it again."""
+    bench = Bench(*[swept(next_due_in=0.01)] * 1000, poll_interval=0.1)
+    wake = bench.enforcer.serve()
+    assert wake.reason == "deadline"
+    assert 0 <= wake.delay <= 0.1
+    assert 2 <= len(bench.woken) <= 12
+
+
+def test_rows_that_others_hold_are_looked_at_again_with_growing_delays() -> None:
+    """A blocked sweep backs off; the next one that is free ends it."""
+    bench = Bench(*[swept(overdue=True)] * 4, swept())
+    began = time.monotonic()
+    bench.enforcer.serve()
+    assert bench.woken == ["start", "blocked", "blocked", "blocked", "blocked"]
+    assert time.monotonic() - began >= BLOCKED_FIRST * (1 + 2 + 4 + 8)
+
+
+def test_a_nudge_ends_the_wait() -> None:
+    """A hint that something is due is followed at once and called a hint."""
+    bench = Bench(swept(next_due_in=50.0), swept())
+    thread = in_thread(bench.enforcer.serve)
+    while not bench.results:
+        time.sleep(0.001)
+    bench.enforcer.nudge()
+    assert ended(thread)
+    assert bench.woken == ["start", "hint"]
+
+
+def test_a_nudge_during_a_sweep_is_not_lost() -> None:
+    """The sweep in hand may have looked already, so the wait after it ends at once."""
+
+    def nudged() -> SweepResult:
+        bench.enforcer.nudge()
+        return swept(next_due_in=50.0)
+
+    bench = Bench(nudged, swept())
+    assert ended(in_thread(bench.enforcer.serve))
+    assert bench.woken == ["start", "hint"]
+
+
+def test_a_stop_ends_the_wait_without_a_further_sweep() -> None:
+    """From a stop on no sweep begins, even with a deadline ahead."""
+    bench = Bench(swept(next_due_in=50.0), swept())
+    thread = in_thread(bench.enforcer.serve)
+    while not bench.results:
+        time.sleep(0.001)
+    bench.enforcer.stop()
+    assert ended(thread)
+    assert bench.enforcer.stopping
+    assert bench.woken == ["start"]
+
+
+def test_a_stop_during_a_sweep_lets_it_end_and_begins_no_other() -> None:
+    """The result of the sweep in hand is still told."""
+
+    def stopped() -> SweepResult:
+        bench.enforcer.stop()
+        return swept(5, overdue=True)
+
+    bench = Bench(stopped, swept())
+    bench.enforcer.serve()
+    assert bench.woken == ["start"]
+    assert bench.results[0].marked == 5
+
+
+def test_a_stop_before_the_run_sweeps_nothing() -> None:
+    """A run that was asked for before the stop and begins after it touches no database."""
+    bench = Bench(swept())
+    bench.enforcer.stop()
+    bench.enforcer.serve()
+    assert bench.woken == []
+
+
+def test_an_outage_is_told_once_and_retried_with_growing_jittered_delays() -> None:
+    """Each failure drops the connection; only a change of state is told; delays stay within their bounds."""
+    down = psycopg.OperationalError("connection refused")
+    bench = Bench(*[down] * 6, swept(), reconnect_max=0.8)
+    delays = [bench.enforcer.serve().delay for _ in range(6)]
+    bench.enforcer.serve()
+
+    bounds = [0.1, 0.2, 0.4, 0.8, 0.8, 0.8]
+    assert all(bound / 2 <= delay <= bound for delay, bound in zip(delays, bounds, strict=True))
+    assert len(set(delays)) > 3  # jitter
+    assert bench.drops == 6
+    assert bench.errors == [down] * 6
+    assert bench.woken == ["start", *["retry"] * 6]
+    assert bench.states == [
+        (None, DatabaseState.UNREACHABLE, "connection refused"),
+        (DatabaseState.UNREACHABLE, DatabaseState.UP, ""),
+    ]
+
+
+def test_one_trouble_after_another_is_told_each_time() -> None:
+    """A change from one bad state to the next is a change."""
+    standby = DatabaseRefusal(DatabaseState.STANDBY, "a standby")
+    bench = Bench(psycopg.OperationalError("gone"), standby, standby)
+    for _ in range(3):
+        bench.enforcer.serve()
+    assert [(old, new) for old, new, _ in bench.states] == [
+        (None, DatabaseState.UNREACHABLE),
+        (DatabaseState.UNREACHABLE, DatabaseState.STANDBY),
+    ]
+    assert bench.enforcer.state is DatabaseState.STANDBY
+
+
+def test_a_defect_of_ours_does_not_end_the_loop_nor_blame_the_database() -> None:
+    """Any error is told, the connection is dropped, and the next sweep comes as after a failure."""
+    bench = Bench(swept(), ZeroDivisionError("oops"), swept())
+    wakes = [bench.enforcer.serve() for _ in range(3)]
+    assert [wake.reason for wake in wakes] == ["poll", "retry", "poll"]
+    assert [type(error) for error in bench.errors] == [ZeroDivisionError]
+    assert bench.drops == 1
+    assert bench.enforcer.state is DatabaseState.UP
+
+
+def test_a_statement_that_a_stop_cancelled_changes_no_state() -> None:
+    """The cancelled statement is the daemon's own doing and says nothing of the database."""
+
+    def cancelled() -> SweepResult:
+        bench.enforcer.stop()
+        raise psycopg.errors.QueryCanceled("canceling statement due to user request")
+
+    bench = Bench(swept(), cancelled)
+    bench.enforcer.serve()
+    bench.enforcer.serve()
+    assert bench.states == [(None, DatabaseState.UP, "")]
+
+
+def test_every_sweep_and_every_failure_beats() -> None:
+    """An outage keeps the loop alive in the eyes of a watchdog."""
+    bench = Bench(*[psycopg.OperationalError("gone")] * 5)
+    for n in range(1, 6):
+        bench.enforcer.serve()
+        assert bench.beats == 2 * n
+
+
+def test_a_reconnect_takes_a_new_connection_once() -> None:
+    """Asked for by another thread, it happens before the next sweep and not again."""
+    bench = Bench(swept(), swept(), swept())
+    bench.enforcer.serve()
+    bench.enforcer.reconnect()
+    bench.enforcer.serve()
+    bench.enforcer.serve()
+    assert bench.drops == 1
+
+
+def test_settings_in_force_are_asked_each_time() -> None:
+    """A poll interval changed by a reload counts from the next sweep on."""
+    bench = Bench(swept(), swept())
+    bench.enforcer.serve()
+    bench.poll_interval = 0.5
+    assert bench.enforcer.serve() == Wake(0.5, "poll")
+
+
+def test_the_last_success_is_remembered_for_readiness() -> None:
+    """Only a sweep that reached its end counts, on the monotonic clock."""
+    bench = Bench(psycopg.OperationalError("gone"), swept())
+    bench.enforcer.serve()
+    assert bench.enforcer.last_success is None
+    before = time.monotonic()
+    bench.enforcer.serve()
+    assert bench.enforcer.last_success == pytest.approx(before, abs=20)
+
+
+def test_the_connection_is_its_to_cancel_and_to_close() -> None:
+    """At the end of the process the statement in hand is cancelled and the connection given up."""
+    bench = Bench()
+    bench.enforcer.cancel()
+    bench.enforcer.close()
+    assert bench.cancelled
+    assert bench.closed
