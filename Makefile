@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help venv check-venv demo test test-system lint types format coverage
-.PHONY: proof-once proof-lag matrix requirements clean
+.PHONY: proof-once proof-lag matrix requirements sbom audit clean
 
 help: ## Print this list
 	@echo "make TARGET [ARGS='…' for the command behind it]"
@@ -103,11 +103,36 @@ requirements: ## Resolve requirements-dev.txt anew (ARGS=--upgrade to move every
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && trap 'exit 1' INT TERM && \
 	$(PYTHON) -m venv "$$tmp/venv" && \
 	"$$tmp/venv/bin/pip" --disable-pip-version-check -q install 'pip-tools>=7.5,<8' && \
-	"$$tmp/venv/bin/pip-compile" --quiet --extra dev --all-build-deps --generate-hashes \
-	    --strip-extras --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
-	    --unsafe-package curfewd --output-file requirements-dev.txt $(ARGS) pyproject.toml
+	compile="$$tmp/venv/bin/pip-compile --quiet --generate-hashes --strip-extras --no-annotate \
+	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --unsafe-package curfewd" && \
+	$$compile --extra dev --all-build-deps --output-file requirements-dev.txt $(ARGS) pyproject.toml && \
+	sed -n 's/^\([a-z0-9].*==[^ ]*\).*/\1/p' requirements-dev.txt > "$$tmp/pins.txt" && \
+	echo 'hatchling>=1.27' > "$$tmp/build.in" && \
+	$$compile --extra daemon --constraint "$$tmp/pins.txt" --output-file deploy/requirements.txt pyproject.toml && \
+	$$compile --constraint "$$tmp/pins.txt" --output-file deploy/requirements-build.txt "$$tmp/build.in"
+
+# Both tools run from an environment that is thrown away: nothing of theirs gets among our pins.
+PINNED := deploy/requirements.txt deploy/requirements-build.txt requirements-dev.txt
+
+sbom: ## Write dist/*.cdx.json: what the daemon installs, and what developing it does (CycloneDX)
+	@mkdir -p dist
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && trap 'exit 1' INT TERM && \
+	$(PYTHON) -m venv "$$tmp/venv" && \
+	"$$tmp/venv/bin/pip" --disable-pip-version-check -q install 'cyclonedx-bom>=7,<8' && \
+	for each in daemon:deploy/requirements.txt dev:requirements-dev.txt; do \
+	    "$$tmp/venv/bin/cyclonedx-py" requirements --pyproject pyproject.toml --output-reproducible \
+	        --output-file "dist/curfewd-$${each%%:*}.cdx.json" "$${each#*:}" && \
+	    echo "dist/curfewd-$${each%%:*}.cdx.json" || exit 1; \
+	done
+
+audit: ## Look every pin up in a database of known vulnerabilities (needs a network; ARGS='-s osv' asks OSV)
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && trap 'exit 1' INT TERM && \
+	$(PYTHON) -m venv "$$tmp/venv" && \
+	"$$tmp/venv/bin/pip" --disable-pip-version-check -q install 'pip-audit>=2.9,<3' && \
+	"$$tmp/venv/bin/pip-audit" --strict --require-hashes --disable-pip --progress-spinner off \
+	    $(addprefix -r ,$(PINNED)) $(ARGS)
 
 clean: ## Remove everything that make made, .venv included
-	@rm -rf .venv .venv-sa20 .venv-sa21 .pg-matrix build dist .coverage .coverage.* coverage.xml
+	@rm -rf .system-tools .venv .venv-sa20 .venv-sa21 .pg-matrix build dist .coverage .coverage.* coverage.xml
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find store daemon tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,8 +3,14 @@
 # May be run again. Starts no service and makes no database cluster: the tests start
 # their own servers, in temporary folders.
 set -eu
+checkout=$(cd "$(dirname "$0")/.." && pwd)
 
-PACKAGES="postgresql-15 pgbouncer libfaketime"
+PACKAGES="postgresql-15 pgbouncer libfaketime prometheus systemd curl procps chromium fonts-dejavu-core"
+# Unpacked into .system-tools of the checkout and not installed: another kubectl may own the same path.
+UNPACKED="kubernetes-client debootstrap"
+
+# Debian's npm brings hundreds of packages; any other will do.
+command -v npm >/dev/null 2>&1 || PACKAGES="$PACKAGES npm"
 
 refuse() {
     echo "tests/install-debian.sh: $1" >&2
@@ -45,15 +51,35 @@ install_without_service() {
     fi
 }
 
+is_unpacked() {
+    [ -d "$checkout/.system-tools/debian/$1" ]
+}
+
+unpack() {
+    tools=$checkout/.system-tools
+    mkdir -p "$tools/debian"
+    echo '*' > "$tools/.gitignore"
+    temporary=$(mktemp -d "$tools/unpack.XXXXXX")
+    (cd "$temporary" && apt-get download -qq -o APT::Sandbox::User=root "$1" && dpkg-deb -x ./*.deb files)
+    mv "$temporary/files" "$tools/debian/$1"
+    rm -r "$temporary"
+    # Whoever owns the checkout runs the tests.
+    chown --reference="$checkout" "$tools" "$tools/.gitignore" "$tools/debian"
+    chown -R --reference="$checkout" "$tools/debian/$1"
+}
+
 [ -f /etc/debian_version ] && command -v apt-get >/dev/null 2>&1 ||
-    refuse "this is not Debian: install by other means: $PACKAGES"
+    refuse "this is not Debian: install by other means: $PACKAGES $UNPACKED"
 
 missing=""
 for package in $PACKAGES; do
     is_installed "$package" || missing="$missing $package"
 done
+for package in $UNPACKED; do
+    is_unpacked "$package" || missing="$missing $package"
+done
 if [ -z "$missing" ]; then
-    echo "Already installed: $PACKAGES"
+    echo "Already installed: $PACKAGES $UNPACKED"
     exit 0
 fi
 [ "$(id -u)" -eq 0 ] || refuse "only root can install packages. Missing:$missing"
@@ -62,8 +88,9 @@ echo "Installing$missing (no service is started)"
 apt-get update -qq
 for package in $missing; do
     case $package in
+    kubernetes-client | debootstrap) unpack "$package" ;;
     postgresql-*) install_server "$package" ;;
-    pgbouncer) install_without_service "$package" ;;
+    pgbouncer | prometheus) install_without_service "$package" ;;
     *) install "$package" ;;
     esac
 done
