@@ -39,6 +39,7 @@ from curfew_daemon.metrics import Metrics
 from curfew_daemon.observer import Observer
 from curfew_daemon.pacing import Pacer
 from curfew_daemon.results import DatabaseState, MarkedBatch, SweepResult
+from curfew_daemon.scan import LowWaterMark
 from curfew_daemon.sweeper import Sweeper
 from curfew_daemon.wait_bounds import MARGIN
 from curfew_store.schema import tables_in
@@ -272,6 +273,7 @@ class Daemon:
             on_batch=self.marked,
             beat=self.beat,
             stopping=lambda: self._enforcer.stopping,
+            mark=LowWaterMark(lambda: self._settings.poll_interval),
         )
         enforcer = Enforcer(
             sweeper,

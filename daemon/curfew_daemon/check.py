@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from ipaddress import ip_address
 from typing import Final
 
 from sqlalchemy import Connection
 
 from curfew_daemon.config import Settings
 from curfew_daemon.conninfo import describe, read_database_url
-from curfew_daemon.database import bounded_engine
+from curfew_daemon.database import BoundedConnection, bounded_engine
 from curfew_daemon.failures import REMEDIES, exit_of, is_database_error, shown, state_of
 from curfew_daemon.lifecycle import Exit
 from curfew_store.errors import SchemaMismatch
@@ -94,6 +95,7 @@ def _examine_server(conn: Connection, place: str) -> Iterator[Finding]:
         remedy = "name the primary in CURFEW_DATABASE_URL, or list all hosts of the cluster"
         yield Finding(Level.ERROR, "database", message, remedy, Exit.DATABASE)
     yield from _timeouts(facts)
+    yield from _encryption(*_peer(conn))
     yield _clock(facts, before, round_trip)
 
 
@@ -130,6 +132,24 @@ def _timeouts(facts: ServerFacts) -> Iterator[Finding]:
         yield Finding(Level.WARNING, "durability", message, remedy)
 
 
+def _peer(conn: Connection) -> tuple[str, bool]:
+    """The address at the other end, "" for a Unix socket, and whether the way there is encrypted by TLS.
+
+    Asked of our own end: behind a pooler the server knows the pooler's connection only.
+    """
+    raw = conn.connection.driver_connection
+    assert isinstance(raw, BoundedConnection)
+    return raw.info.hostaddr, raw.pgconn.ssl_in_use
+
+
+def _encryption(address: str, encrypted: bool) -> Iterator[Finding]:
+    if encrypted or not address or ip_address(address).is_loopback:
+        return
+    message = f"the connection to {address} is not encrypted: passwords and runs can be read, and answers forged"
+    remedy = "add sslmode=verify-full and sslrootcert= to CURFEW_DATABASE_URL; the server must have ssl = on"
+    yield Finding(Level.WARNING, "tls", message, remedy)
+
+
 def _clock(facts: ServerFacts, before: float, round_trip: float) -> Finding:
     skew = (facts.clock - datetime.fromtimestamp(before + round_trip / 2, UTC)).total_seconds()
     message = f"the database's clock is {skew:+.3f} s from this machine's (round trip {round_trip * 1000:.1f} ms)"
@@ -159,10 +179,11 @@ def _examine_tables(conn: Connection, tables: Tables) -> Iterator[Finding]:
 
 
 def _claim(conn: Connection, tables: Tables) -> Finding:
-    indexed, plan = claim_uses_index(conn, tables)
+    with conn.engine.begin() as transaction:
+        indexed, plan = claim_uses_index(transaction, tables)
     if indexed:
         return Finding(Level.OK, "claim", "the claim runs on the index of armed deadlines")
-    remedy = "run `curfewd migrate` to restore the index, then ANALYZE the table; the plan was:\n" + plan
+    remedy = "restore the index with the SQL of `curfewd migrate --sql`, then ANALYZE the table; the plan was:\n" + plan
     return Finding(Level.ERROR, "claim", "the claim does not run on the index of armed deadlines", remedy)
 
 

@@ -29,7 +29,6 @@ __all__ = ["BoundedConnection", "Link", "NoAnswer", "bounded_engine"]
 T = TypeVar("T")
 
 _CANCEL_TIMEOUT: Final = 1.0
-_READY_NONE: Final = 0  # psycopg.waiting.Ready.NONE: the poll interval passed and nothing arrived
 _UNSUPPORTED: Final = "unsupported startup parameter"  # PgBouncer's words for an option it does not know
 
 
@@ -44,7 +43,7 @@ def _bounded(answers: Generator[Any, Any, T], seconds: float) -> Generator[Any, 
         waiting_for = next(answers)
         while True:
             ready = yield waiting_for
-            if ready == _READY_NONE and time.monotonic() > give_up:
+            if time.monotonic() > give_up:  # whether nothing arrives, or a trickle without end
                 raise NoAnswer(f"no answer from the server within {seconds:g} s")
             waiting_for = answers.send(ready)
     except StopIteration as stop:

@@ -18,9 +18,9 @@ from curfew_daemon.database import Link
 from curfew_daemon.failures import is_database_error, state_of
 from curfew_daemon.results import DatabaseState, SweepResult
 from curfew_daemon.sweeper import Sweeper
-from curfew_daemon.wake import Pace, Wake
+from curfew_daemon.wake import Pace, Seen, Wake
 
-__all__ = ["Enforcer", "Listener"]
+__all__ = ["Enforcer", "Listener", "seen_by"]
 
 
 class Listener(Protocol):
@@ -40,6 +40,19 @@ class Listener(Protocol):
 
     def beat(self) -> None:
         """The loop is alive."""
+
+
+def seen_by(result: SweepResult) -> Seen:
+    """What of a sweep's result decides the next wake-up."""
+    return Seen(
+        marked=result.marked,
+        overdue_remains=result.overdue_remains,
+        next_due_in=result.next_due_in,
+        overdue_age=result.overdue_age,
+        lag_max=result.lag_max,
+        beaten=result.beaten,
+        full_look_in=result.full_look_in,
+    )
 
 
 class Enforcer:
@@ -127,19 +140,14 @@ class Enforcer:
             self._reconnect = False
             self._link.drop()
         try:
-            result = self._sweeper.run_once(reason)
+            result = self._sweeper.run_once(reason, slack=self._pace.slack)
         except Exception as error:  # noqa: BLE001  (whatever it is, the daemon goes on; the listener tells of it)
             self._link.drop()
             return self._failed(error)
         self._enter(DatabaseState.UP, None)
         self.last_success = time.monotonic()
         self._listener.swept(result)
-        self._pace, wake = self._pace.after_sweep(
-            marked=result.marked,
-            overdue_remains=result.overdue_remains,
-            next_due_in=result.next_due_in,
-            poll_interval=self._poll_interval(),
-        )
+        self._pace, wake = self._pace.after_sweep(seen_by(result), poll_interval=self._poll_interval())
         return wake
 
     def _failed(self, error: Exception) -> Wake:

@@ -97,6 +97,20 @@ METRICS: tuple[Described, ...] = (
         "Unix time of the loop's last beat; it beats with the database down, too.",
     ),
     Described(
+        "curfew_full_looks_total",
+        "counter",
+        "Searches for overdue runs over the whole index; the others begin at a low-water mark.",
+    ),
+    Described("curfew_full_look_duration_seconds", "gauge", "Duration of the last search over the whole index."),
+    Described(
+        "curfew_full_look_period_seconds", "gauge", "Time between two searches over the whole index; more if they cost."
+    ),
+    Described(
+        "curfew_standby_slack_seconds",
+        "gauge",
+        "How long this daemon leaves an overdue run to faster ones; 0 for an active daemon.",
+    ),
+    Described(
         "curfew_scheduler_events_total",
         "counter",
         "Events of the job scheduler; `missed` and `max_instances` are jobs that did not run on time.",
@@ -156,6 +170,10 @@ class Metrics:
         self._database_state = self._gauge("curfew_database_state")
         self._last_successful_sweep = self._gauge("curfew_last_successful_sweep_timestamp_seconds")
         self._heartbeat = self._gauge("curfew_loop_heartbeat_timestamp_seconds")
+        self._full_looks = self._counter("curfew_full_looks_total")
+        self._full_look_duration = self._gauge("curfew_full_look_duration_seconds")
+        self._full_look_period = self._gauge("curfew_full_look_period_seconds")
+        self._slack = self._gauge("curfew_standby_slack_seconds")
         self._scheduler_events = self._counter("curfew_scheduler_events_total")
         self._build = Info("curfew_build", _DESCRIBED["curfew_build_info"].help, registry=self.registry)
         self._build.info({"version": version, "python": python_version()})
@@ -174,6 +192,11 @@ class Metrics:
         self._sweep_duration.observe(result.duration)
         self._last_successful_sweep.set(self._clock())
         self._set_next_deadline(result.next_due_in)
+        self._slack.set(result.slack)
+        self._full_look_period.set(result.full_look_period)
+        if result.full_look is not None:
+            self._full_looks.inc()
+            self._full_look_duration.set(result.full_look)
 
     def sweep_failed(self) -> None:
         """Notes a sweep that ended in an error."""

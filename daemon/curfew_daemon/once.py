@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from curfew_daemon.config import Settings
+from curfew_daemon.enforcer import seen_by
 from curfew_daemon.links import make_link
 from curfew_daemon.results import SweepResult
 from curfew_daemon.sweeper import Sweeper
@@ -44,9 +45,7 @@ def sweep_until_done(settings: Settings, patience: float) -> Outcome:
         while True:
             results.append(sweeper.run_once())
             last = results[-1]
-            pace, wake = pace.after_sweep(
-                marked=last.marked, overdue_remains=last.overdue_remains, next_due_in=None, poll_interval=1.0
-            )
+            pace, wake = pace.after_sweep(replace(seen_by(last), next_due_in=None), poll_interval=1.0)
             if not last.overdue_remains or time.monotonic() - started + wake.delay > patience:
                 break
             time.sleep(wake.delay)

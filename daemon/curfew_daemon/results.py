@@ -56,6 +56,12 @@ class SweepResult:
     lag_max: float | None  # None where nothing with a lag was marked
     next_due_in: float | None  # None where no later deadline is armed
     overdue_remains: bool
+    overdue_age: float = 0.0  # of the earliest run that remains
+    beaten: bool = False  # the run that the sweep woke for had been marked by another daemon
+    full_look: float | None = None  # duration of the full look, None where the sweep needed none
+    full_look_period: float = 0.0
+    full_look_in: float | None = None  # when the next is due, None where the next poll does it
+    slack: float = 0.0  # with which the sweep left runs to others
 
 
 @dataclass(frozen=True, slots=True)

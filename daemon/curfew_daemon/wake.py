@@ -6,10 +6,17 @@ seconds; the caller measures waits on a monotonic clock, since a wall clock may 
 Rules, in the order in which they are applied:
 
 - Overdue runs remain and something was marked: sweep again at once, more became due meanwhile.
+- A standby leaves overdue runs alone for as long as its slack, and then comes back for them.
 - Overdue runs remain and nothing could be marked: somebody holds the rows. Look again soon, then less and
   less often, up to the poll interval. Meanwhile the next deadline counts all the same.
 - Otherwise sleep until the next deadline or for one poll interval, whichever is sooner.
+- A deadline is slept for until it passes, plus the slack.
 - After a failure wait a random part of a doubling delay, so that a fleet does not return in step.
+
+Of many daemons on one database none leads. One that woke for a deadline and found the run marked by another
+becomes a lazier standby: its slack doubles, up to the poll interval. A run that was disarmed meanwhile says nothing.
+One that finds a run overdue by more than its slack gives the slack up: whoever was faster is gone. So with the
+active one dead a deadline is met at most one poll interval late, and a standby costs next to nothing.
 """
 
 from __future__ import annotations
@@ -17,13 +24,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-__all__ = ["BLOCKED_FIRST", "RETRY_FIRST", "Pace", "Wake"]
+__all__ = ["BLOCKED_FIRST", "RETRY_FIRST", "SLACK_FIRST", "Pace", "Seen", "Wake"]
 
 BLOCKED_FIRST: Final = 0.005
 """First delay before overdue rows that others hold are looked at again."""
 
 RETRY_FIRST: Final = 0.1
 """Upper bound of the first delay after a failure."""
+
+SLACK_FIRST: Final = 0.005
+"""Slack after the first deadline that another daemon met."""
 
 _MOST_DOUBLINGS: Final = 30
 
@@ -37,30 +47,56 @@ class Wake:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What a sweep saw, as far as it matters for the next wake-up.
+
+    *next_due_in* counts from now and belongs to a deadline in the future. *overdue_remains* says that armed runs
+    are due and were not marked, the earliest for *overdue_age*. *lag_max* is the largest lag among the runs that
+    were *marked*. *beaten* says that the run which the sweep woke for had been marked by another daemon.
+    *full_look_in* is when the scan wants to look behind its mark, if that is before the next poll.
+    """
+
+    marked: int = 0
+    overdue_remains: bool = False
+    next_due_in: float | None = None
+    overdue_age: float = 0.0
+    lag_max: float | None = None
+    beaten: bool = False
+    full_look_in: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pace:
-    """What of the past matters for the next wake-up: how often in a row a sweep was blocked, or failed."""
+    """What of the past matters for the next wake-up: blocked or failed sweeps in a row, and the slack."""
 
     blocked: int = 0
     failures: int = 0
+    slack: float = 0.0
 
-    def after_sweep(
-        self, *, marked: int, overdue_remains: bool, next_due_in: float | None, poll_interval: float
-    ) -> tuple[Pace, Wake]:
-        """The wake-up after a sweep that reached the database.
-
-        *next_due_in* counts from the moment that the sweep asked, and belongs to a deadline in the future;
-        *overdue_remains* says that armed runs are due and were not marked.
-        """
-        if overdue_remains and marked:
-            return Pace(), Wake(0.0, "more")
+    def after_sweep(self, seen: Seen, *, poll_interval: float) -> tuple[Pace, Wake]:
+        """The wake-up after a sweep that reached the database."""
+        slack = min(self._slack_after(seen), poll_interval)
+        if seen.overdue_remains and seen.marked:
+            return Pace(slack=slack), Wake(0.0, "more")
         waits = [Wake(poll_interval, "poll")]
-        if next_due_in is not None:
-            waits.append(Wake(max(0.0, next_due_in), "deadline"))
-        if overdue_remains:
+        if seen.full_look_in is not None:
+            waits.append(Wake(seen.full_look_in, "poll"))
+        if seen.next_due_in is not None:
+            waits.append(Wake(max(0.0, seen.next_due_in) + slack, "deadline"))
+        blocked = 0
+        if seen.overdue_remains and seen.overdue_age < slack:
+            waits.append(Wake(slack - seen.overdue_age, "deadline"))
+        elif seen.overdue_remains:
             waits.append(Wake(_doubled(BLOCKED_FIRST, self.blocked), "blocked"))
+            blocked = self.blocked + 1
         # Of equal waits the later in the list is the better reason.
         soonest = min(reversed(waits), key=lambda wake: wake.delay)
-        return Pace(blocked=self.blocked + 1 if overdue_remains else 0), soonest
+        return Pace(blocked=blocked, slack=slack), soonest
+
+    def _slack_after(self, seen: Seen) -> float:
+        if seen.lag_max is not None and seen.lag_max > self.slack:
+            return 0.0
+        return max(SLACK_FIRST, 2 * self.slack) if seen.beaten and not seen.marked else self.slack
 
     def after_failure(self, *, longest: float, chance: float) -> tuple[Pace, Wake]:
         """The wake-up after a sweep that failed; *chance* is a random number from 0 to 1.
@@ -68,7 +104,8 @@ class Pace:
         The delay lies between half of a doubling bound and all of it, and never exceeds *longest*.
         """
         bound = min(longest, _doubled(RETRY_FIRST, self.failures))
-        return replace(self, failures=self.failures + 1), Wake(bound * (1 + chance) / 2, "retry")
+        # Nothing is known of the others any more, so the slack is given up.
+        return replace(self, failures=self.failures + 1, slack=0.0), Wake(bound * (1 + chance) / 2, "retry")
 
 
 def _doubled(first: float, times: int) -> float:

@@ -42,6 +42,7 @@ def everything(database: Database) -> list[tuple[Any, ...]]:
         return controls + conn.execute("SELECT xmin::text, r::text FROM flow_runs r ORDER BY id").fetchall()
 
 
+@pytest.mark.contract("U-1", "U-2", "U-3")
 def test_nothing_is_marked_where_another_engine_completes_runs(shared: Database) -> None:
     """After `migrate`: `run` and `once` end with 6 and say why; `plan` and `check` work; no row is written."""
     settings = {"CURFEW_DATABASE_URL": shared.conninfo}
@@ -73,6 +74,7 @@ def test_nothing_is_marked_where_another_engine_completes_runs(shared: Database)
     assert everything(shared) == before
 
 
+@pytest.mark.contract("U-1")
 def test_an_engine_that_moves_in_stops_a_running_daemon(database: Database, rows: Table) -> None:
     """Its table appears while the daemon runs: exit code 6, and from then on nothing is marked."""
     with DaemonProcess(database.conninfo, CURFEW_OBSERVE_INTERVAL="0.5", CURFEW_OBSERVE_BUDGET="0.5") as daemon:

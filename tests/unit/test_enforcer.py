@@ -30,6 +30,7 @@ class Bench:
     def __init__(self, *script: Step, poll_interval: float = 60.0, reconnect_max: float = 1.0) -> None:
         self.script = list(script)
         self.woken: list[str] = []
+        self.slacks: list[float] = []
         self.states: list[tuple[DatabaseState | None, DatabaseState, str]] = []
         self.results: list[SweepResult] = []
         self.errors: list[BaseException] = []
@@ -45,7 +46,8 @@ class Bench:
         )
 
     # As the sweeper.
-    def run_once(self, reason: str) -> SweepResult:
+    def run_once(self, reason: str, *, slack: float = 0.0) -> SweepResult:
+        self.slacks.append(slack)
         step = self.script.pop(0)
         if isinstance(step, Exception):
             raise step

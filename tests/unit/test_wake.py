@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curfew_daemon.metrics import WAKE_REASONS
-from curfew_daemon.wake import BLOCKED_FIRST, RETRY_FIRST, Pace, Wake
+from curfew_daemon.wake import BLOCKED_FIRST, RETRY_FIRST, SLACK_FIRST, Pace, Seen, Wake
 
 POLL = 1.0
 
@@ -21,11 +21,26 @@ paces = st.builds(Pace, blocked=counts, failures=counts)
 
 
 def after_sweep(
-    pace: Pace | None = None, *, marked: int = 0, overdue: bool = False, next_due_in: float | None = None
+    pace: Pace | None = None,
+    *,
+    marked: int = 0,
+    overdue: bool = False,
+    next_due_in: float | None = None,
+    overdue_age: float = 0.0,
+    lag_max: float | None = None,
+    beaten: bool = False,
+    full_look_in: float | None = None,
 ) -> tuple[Pace, Wake]:
-    return (pace or Pace()).after_sweep(
-        marked=marked, overdue_remains=overdue, next_due_in=next_due_in, poll_interval=POLL
+    seen = Seen(
+        marked=marked,
+        overdue_remains=overdue,
+        next_due_in=next_due_in,
+        overdue_age=overdue_age,
+        lag_max=lag_max,
+        beaten=beaten,
+        full_look_in=full_look_in,
     )
+    return (pace or Pace()).after_sweep(seen, poll_interval=POLL)
 
 
 # The rules
@@ -39,6 +54,50 @@ def test_with_nothing_ahead_it_polls() -> None:
 def test_a_deadline_within_the_poll_interval_is_slept_for_exactly() -> None:
     """The next deadline decides when it comes before the poll."""
     assert after_sweep(next_due_in=0.25) == (Pace(), Wake(0.25, "deadline"))
+
+
+def test_a_full_look_that_is_due_before_the_poll_is_waited_for() -> None:
+    """Where full looks are expensive they keep a period of their own, which the poll does not stretch."""
+    assert after_sweep(full_look_in=0.4)[1] == Wake(0.4, "poll")
+    assert after_sweep(full_look_in=1.4)[1] == Wake(POLL, "poll")
+
+
+# The slack of a standby
+
+
+def test_a_beaten_daemon_becomes_lazier_up_to_the_poll_interval() -> None:
+    """Each deadline that another met doubles the slack; the next one is slept for so much longer."""
+    pace, slacks = Pace(), []
+    for _ in range(12):
+        pace, wake = after_sweep(pace, beaten=True, next_due_in=0.1)
+        slacks.append(pace.slack)
+        assert wake == (Wake(0.1 + pace.slack, "deadline") if 0.1 + pace.slack <= POLL else Wake(POLL, "poll"))
+    assert slacks[:4] == [SLACK_FIRST, 2 * SLACK_FIRST, 4 * SLACK_FIRST, 8 * SLACK_FIRST]
+    assert slacks[-1] == POLL
+
+
+def test_a_deadline_that_was_disarmed_says_nothing_about_others() -> None:
+    """Nothing marked and nothing beaten leaves the slack alone."""
+    assert after_sweep(Pace(slack=0.08))[0].slack == 0.08
+    assert after_sweep(Pace())[0].slack == 0.0
+
+
+def test_a_standby_leaves_a_run_alone_for_its_slack_and_comes_back() -> None:
+    """A run overdue for less than the slack belongs to a faster daemon; it is looked at when the slack is over."""
+    pace, wake = after_sweep(Pace(slack=0.5), overdue=True, overdue_age=0.1, next_due_in=3.0)
+    assert (pace, wake) == (Pace(slack=0.5), Wake(0.4, "deadline"))
+
+
+def test_a_run_overdue_by_more_than_the_slack_makes_the_standby_the_active_one() -> None:
+    """Whoever was faster is gone; the next deadline is slept for to the point."""
+    pace, _ = after_sweep(Pace(slack=0.5), marked=1, lag_max=0.51)
+    assert pace.slack == 0.0
+    assert after_sweep(pace, next_due_in=0.2)[1] == Wake(0.2, "deadline")
+
+
+def test_marking_within_the_slack_keeps_it() -> None:
+    """A standby that happened to mark a run in time has learned nothing about the others."""
+    assert after_sweep(Pace(slack=0.5), marked=1, lag_max=0.2)[0].slack == 0.5
 
 
 def test_a_far_deadline_does_not_postpone_the_poll() -> None:
@@ -117,7 +176,9 @@ def test_a_delay_is_never_negative_and_never_beyond_the_poll_interval(
     pace: Pace, marked: int, overdue: bool, next_due_in: float | None, poll: float
 ) -> None:
     """Whatever a sweep found, the next comes within a poll interval, for a reason that the metrics know."""
-    _, wake = pace.after_sweep(marked=marked, overdue_remains=overdue, next_due_in=next_due_in, poll_interval=poll)
+    _, wake = pace.after_sweep(
+        Seen(marked=marked, overdue_remains=overdue, next_due_in=next_due_in), poll_interval=poll
+    )
     assert 0 <= wake.delay <= poll
     assert wake.reason in WAKE_REASONS
 
@@ -127,14 +188,18 @@ def test_a_deadline_within_the_poll_interval_is_never_overslept(
     pace: Pace, marked: int, overdue: bool, poll: float, share: float
 ) -> None:
     """The daemon is awake when the deadline comes, also while rows are held or more is due."""
-    _, wake = pace.after_sweep(marked=marked, overdue_remains=overdue, next_due_in=poll * share, poll_interval=poll)
+    _, wake = pace.after_sweep(
+        Seen(marked=marked, overdue_remains=overdue, next_due_in=poll * share), poll_interval=poll
+    )
     assert wake.delay <= poll * share
 
 
 @given(blocked=counts, poll=polls)
 def test_held_rows_never_make_it_spin(blocked: int, poll: float) -> None:
     """A sweep that is blocked waits at least the first delay, or a poll interval that is shorter."""
-    _, wake = Pace(blocked=blocked).after_sweep(marked=0, overdue_remains=True, next_due_in=None, poll_interval=poll)
+    _, wake = Pace(blocked=blocked).after_sweep(
+        Seen(marked=0, overdue_remains=True, next_due_in=None), poll_interval=poll
+    )
     assert min(BLOCKED_FIRST, poll) <= wake.delay <= poll
 
 
@@ -204,7 +269,9 @@ def simulate(world: World, until: float) -> None:
             known, before = None if next_due_in is None else world.now + next_due_in, known
             if marked or before is None or before > world.now:
                 break
-        pace, wake = pace.after_sweep(marked=marked, overdue_remains=due, next_due_in=next_due_in, poll_interval=POLL)
+        pace, wake = pace.after_sweep(
+            Seen(marked=marked, overdue_remains=due, next_due_in=next_due_in), poll_interval=POLL
+        )
         world.now += wake.delay
 
 
