@@ -12,8 +12,9 @@ def main() -> None:
     try:
         from curfew_daemon.cli import app  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("curfew"):
-            raise  # a defect of ours; whatever else is missing comes with the extra
+        missing = (error.name or "curfewd").partition(".")[0]
+        if missing.startswith("curfew") or missing in sys.stdlib_module_names:
+            raise  # no extra brings that; whatever else is missing comes with ours
         sys.stderr.write(f"curfewd needs its daemon extra ({error.name} is missing): pip install 'curfewd[daemon]'\n")
         raise SystemExit(_MISSING_EXTRA) from None
     app()

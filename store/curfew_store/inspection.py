@@ -167,7 +167,7 @@ def server_facts(conn: Connection) -> ServerFacts:
                 _setting("server_version_num").cast(Integer),
                 literal_column("current_user::text"),
                 as_utc(func.clock_timestamp(type_=DateTime(timezone=True))),
-                func.pg_is_in_recovery(),
+                func.pg_catalog.pg_is_in_recovery(),
                 _setting("transaction_read_only") == "on",
                 _setting("default_transaction_isolation"),
                 _setting("synchronous_commit"),
@@ -181,12 +181,16 @@ _TIMEOUTS: Final = ("statement_timeout", "lock_timeout", "idle_in_transaction_se
 
 
 def _setting(name: str) -> ColumnElement[str]:
-    return func.current_setting(literal(name, String()), type_=String())
+    return func.pg_catalog.current_setting(literal(name, String()), type_=String())
 
 
 def _milliseconds(name: str) -> ColumnElement[int]:
     settings = table("pg_settings", column("name"), column("setting"), schema="pg_catalog")
-    return select(settings.c.setting.cast(Integer)).where(settings.c.name == name).scalar_subquery()
+    return (
+        select(settings.c.setting.cast(Integer))
+        .where(settings.c.name.op("OPERATOR(pg_catalog.=)", is_comparison=True)(name))
+        .scalar_subquery()
+    )
 
 
 _MARKED: Final = ("timed_out_at_utc", "cancel_requested", "cancel_reason", "cancel_requested_at_utc")
@@ -196,10 +200,13 @@ def missing_rights(conn: Connection, tables: Tables) -> list[str]:
     """What this role lacks for enforcing, as the GRANT that would give it; empty if nothing."""
     schema, controls, version = tables.schema, _quoted(tables.schema, CONTROLS), _quoted(tables.schema, VERSION_TABLE)
     wanted = [
-        (func.has_schema_privilege(schema, "USAGE"), f"USAGE ON SCHEMA {_quoted(schema)}"),
-        (func.has_table_privilege(version, "SELECT"), f"SELECT ON {version}"),
-        (func.has_table_privilege(controls, "SELECT"), f"SELECT ON {controls}"),
-        *((func.has_column_privilege(controls, name, "UPDATE"), f"UPDATE ({name}) ON {controls}") for name in _MARKED),
+        (func.pg_catalog.has_schema_privilege(schema, "USAGE"), f"USAGE ON SCHEMA {_quoted(schema)}"),
+        (func.pg_catalog.has_table_privilege(version, "SELECT"), f"SELECT ON {version}"),
+        (func.pg_catalog.has_table_privilege(controls, "SELECT"), f"SELECT ON {controls}"),
+        *(
+            (func.pg_catalog.has_column_privilege(controls, name, "UPDATE"), f"UPDATE ({name}) ON {controls}")
+            for name in _MARKED
+        ),
     ]
     held = conn.execute(select(*(has for has, _ in wanted))).one()
     return [grant for has, (_, grant) in zip(held, wanted, strict=True) if not has]

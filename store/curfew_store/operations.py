@@ -17,6 +17,7 @@ import psycopg.errors
 import sqlalchemy.exc
 from sqlalchemy import (
     ARRAY,
+    ColumnElement,
     Connection,
     Double,
     String,
@@ -289,6 +290,15 @@ def reopen_run(
     return _changes_one(statement)
 
 
+def _same(column: Any, value: Any) -> ColumnElement[bool]:
+    """*column* = *value* by PostgreSQL's own operator.
+
+    It has none for varchar and takes the one for text; an operator for varchar, anybody's in the search path, would
+    fit better and be called instead.
+    """
+    return column.op("OPERATOR(pg_catalog.=)", is_comparison=True)(value)  # type: ignore[no-any-return]
+
+
 def find_run_id_by_idempotency_key(
     tables: Tables, flow_id: UUID, trigger_key: str, idempotency_key: str
 ) -> Operation[UUID | None]:
@@ -296,8 +306,8 @@ def find_run_id_by_idempotency_key(
     table = tables.keys
     statement = select(table.c.run_id).where(
         table.c.flow_id == keys.checked_uuid("flow_id", flow_id),
-        table.c.trigger_key == keys.normalised(keys.checked_trigger_key(trigger_key)),
-        table.c.idempotency_key == keys.normalised(keys.required_key(idempotency_key)),
+        _same(table.c.trigger_key, keys.normalised(keys.checked_trigger_key(trigger_key))),
+        _same(table.c.idempotency_key, keys.normalised(keys.required_key(idempotency_key))),
     )
 
     def find(conn: Connection) -> UUID | None:
@@ -478,5 +488,5 @@ def _purge_orphaned_keys(tables: Tables, moment: datetime) -> Any:
         .cte("orphaned")
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
-    same_key: Sequence[Any] = [table.c[column.name] == orphaned.c[column.name] for column in table.primary_key]
+    same_key: Sequence[Any] = [_same(table.c[column.name], orphaned.c[column.name]) for column in table.primary_key]
     return delete(table).where(*same_key).returning(table.c.run_id)

@@ -13,6 +13,7 @@ but pytest before a fixture is asked for.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import secrets
@@ -87,11 +88,16 @@ class DatabaseTemplate:
     def create(self, *, empty: bool = False) -> str:
         """Make a database, migrated unless ``empty``; returns its name."""
         name = f"{self._prefix}_{next(self._numbers)}"
-        if empty:
-            self._execute(f"CREATE DATABASE {name}")
-        else:
-            self._execute(f"CREATE DATABASE {name} TEMPLATE {self._migrated_template()}")
+        template = "template1" if empty else self._migrated_template()
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}{self._strategy}")
         return name
+
+    @functools.cached_property
+    def _strategy(self) -> str:
+        """Copying files takes 0.01 s, the default since PostgreSQL 15 (block by block, through WAL) 0.3 s."""
+        with self._admin.connect() as connection:
+            version = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
+        return " STRATEGY FILE_COPY" if version >= 150_000 else ""
 
     def drop(self, name: str) -> None:
         """Drop a database of ours, disconnecting whoever still uses it; nothing if it has gone."""

@@ -32,8 +32,9 @@ _UNDEFINED = {"42P01": "a table of curfewd is missing", "42703": "a column of cu
 
 def relation_exists(conn: Connection, schema: str, name: str) -> bool:
     """Whether *schema* has a relation called *name* that this role may look up."""
-    qualified = func.format(literal_column("'%I.%I'"), bindparam("schema", schema), bindparam("name", name))
-    return conn.execute(select(func.to_regclass(qualified).is_not(None))).scalar_one()
+    # pg_catalog by name: a function of anybody's in the search path whose types fit better would be called instead.
+    qualified = func.pg_catalog.format(literal_column("'%I.%I'"), bindparam("schema", schema), bindparam("name", name))
+    return conn.execute(select(func.pg_catalog.to_regclass(qualified).is_not(None))).scalar_one()
 
 
 def found_version(conn: Connection, tables: Tables) -> tuple[str, int] | None:
