@@ -40,6 +40,7 @@ from curfew_daemon.observer import Observer
 from curfew_daemon.pacing import Pacer
 from curfew_daemon.results import DatabaseState, MarkedBatch, SweepResult
 from curfew_daemon.scan import LowWaterMark
+from curfew_daemon.status import Board, Identity, StatusPage
 from curfew_daemon.sweeper import Sweeper
 from curfew_daemon.wait_bounds import MARGIN
 from curfew_store.schema import tables_in
@@ -65,6 +66,8 @@ class Daemon:
         self._settings = settings
         self._events = Events()
         self._metrics = Metrics(version=version("curfewd"))
+        self._board = self._make_board()
+        self._status_page = StatusPage(self._board.facts, late_after=lambda: self._board.late_after)
         self._heartbeat = Heartbeat()
         self._notifier = Notifier()
         self._signals = Signals(on_second=self._events.second_signal)
@@ -86,7 +89,12 @@ class Daemon:
         if settings.ignored:
             self._events.settings_ignored_service_links(settings.ignored)
         sock = bind(settings.http_host, settings.http_port)
-        app = create_app(render=self._metrics.render, beat_age=self._heartbeat.age, readiness=self._readiness)
+        app = create_app(
+            render=self._metrics.render,
+            beat_age=self._heartbeat.age,
+            readiness=self._readiness,
+            status=self._status_page,
+        )
         server = HttpServer(app, sock, self._events.http_died)
         with self._signals:
             server.start()
@@ -164,10 +172,12 @@ class Daemon:
 
     def marked(self, batch: MarkedBatch) -> None:
         self._metrics.marked(batch)
+        self._board.marked(batch)
         self._events.marked(batch)
 
     def swept(self, result: SweepResult) -> None:
         self._metrics.swept(result)
+        self._board.swept()
         self._events.swept(result)
 
     def sweep_failed(self, error: BaseException) -> None:
@@ -177,6 +187,7 @@ class Daemon:
 
     def database(self, old: DatabaseState | None, new: DatabaseState, error: BaseException | None) -> None:
         self._metrics.database(new)
+        self._board.database(new)
         said = None if error is None else self._redacted(error)
         self._events.database(old, new, REMEDIES.get(new) or None, said)
         self._notifier.status(self._status())
@@ -202,13 +213,15 @@ class Daemon:
         if self._enforcer.state is DatabaseState.UP:
             try:
                 observation = self._observer.run_once()
+                self._metrics.observed(observation)  # at once: the gauges do not depend on the page's queries
+                closer = self._observer.look_closer(runs=self._settings.status_runs)
             except Exception as error:  # noqa: BLE001  (gauges are not worth a life; the event tells)
                 self._metrics.observation_failed()
                 self._events.observation_failed(error)
                 if getattr(error, "state", None) is DatabaseState.UPSTREAM_ENGINE:
                     self._refuse_upstream()
             else:
-                self._metrics.observed(observation)
+                self._board.observed(observation, closer)
                 self._events.observed(observation)
         return self._settings.observe_interval
 
@@ -253,6 +266,15 @@ class Daemon:
             self._metrics.scheduler("max_instances")
             self._pacer.wake(name)
         self._job_ended.set()
+
+    def _make_board(self) -> Board:
+        settings = self._settings
+        return Board(
+            Identity(settings.instance, settings.schema_name, version("curfewd"), settings.status_runs),
+            poll_interval=lambda: self._settings.poll_interval,
+            observe_interval=settings.observe_interval,
+            remedies=REMEDIES.__getitem__,
+        )
 
     def _make_workers(self) -> tuple[Enforcer, Observer]:
         settings, tables = self._settings, tables_in(self._settings.schema_name)

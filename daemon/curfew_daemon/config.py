@@ -122,11 +122,15 @@ class Settings(BaseSettings):
     )
     http_host: ListenAddress = Field(
         default="127.0.0.1",
-        description="Address that `/metrics`, `/healthz` and `/readyz` listen on, without brackets. `0.0.0.0` or"
-        " `::` for every interface; the pages ask for no password.",
+        description="Address that the status page, `/metrics`, `/healthz` and `/readyz` listen on, without"
+        " brackets. `0.0.0.0` or `::` for every interface; the pages ask for no password.",
     )
     http_port: int = Field(
         default=9847, ge=0, le=65535, description="Port of those pages. 0 takes any free one, which is logged."
+    )
+    status_runs: bool = Field(
+        default=True,
+        description="Whether the status page lists runs by their ids, and asks the database for them.",
     )
     log_format: LogFormat = Field(
         default="auto", description="How log lines look. `auto`: for people on a terminal, JSON otherwise."

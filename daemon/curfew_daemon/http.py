@@ -1,7 +1,7 @@
-"""The pages of the daemon: metrics, health, readiness. Served from a thread of their own, on fixed routes.
+"""The pages of the daemon: status, metrics, health, readiness. Served from a thread of their own, on fixed routes.
 
 Nothing here touches the database, and nothing of a request comes back in a response. Python threads that render
-pages delay the sweep, so the metrics are rendered at most once a second and served as bytes, and what a client
+pages delay the sweep, so metrics and status are rendered at most once a second and served as bytes, and what a client
 can hold open is bounded in number and in time.
 """
 
@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -29,18 +30,17 @@ _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _CONNECTIONS = 64
 _REQUEST_TIMEOUT = 10.0
-_INDEX = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>curfewd</title>
-<h1>curfewd</h1>
-<ul>
-<li><a href="/metrics">/metrics</a>: every metric, for Prometheus
-<li><a href="/healthz">/healthz</a>: does the loop run?
-<li><a href="/readyz">/readyz</a>: can it enforce deadlines now?
-</ul>
-</html>
-"""
+
+
+class Status(Protocol):
+    """What is served at ``/`` and ``/status.json``."""
+
+    @property
+    def policy(self) -> str:
+        """The content security policy of the page."""
+
+    def render(self, as_document: bool) -> bytes:
+        """The page, or the same facts as JSON."""
 
 
 class Snapshot:
@@ -59,12 +59,12 @@ class Snapshot:
         self._lock = threading.Lock()
         self._kept: dict[bool, tuple[float, bytes]] = {}
 
-    def get(self, openmetrics: bool) -> bytes:
-        """The exposition, at most `max_age` seconds old."""
+    def get(self, alternative: bool) -> bytes:
+        """The bytes of one of the two formats, at most `max_age` seconds old."""
         with self._lock:
-            kept = self._kept.get(openmetrics)
+            kept = self._kept.get(alternative)
             if kept is None or self._clock() - kept[0] >= self._max_age:
-                kept = self._kept[openmetrics] = (self._clock(), self._render(openmetrics))
+                kept = self._kept[alternative] = (self._clock(), self._render(alternative))
             return kept[1]
 
 
@@ -73,18 +73,23 @@ def create_app(
     render: Callable[[bool], bytes],
     beat_age: Callable[[], float],
     readiness: Callable[[], tuple[bool, str]],
+    status: Status,
     clock: Callable[[], float] = time.monotonic,
 ) -> Starlette:
-    """The four pages, for GET and HEAD.
+    """The five pages, for GET and HEAD.
 
     `render(openmetrics)` gives the metrics, `beat_age()` the seconds since the loop's last beat, `readiness()`
-    whether deadlines can be enforced now and a word on it. All three are called in the server's thread and must
-    not wait.
+    whether deadlines can be enforced now and a word on it; `status` is the page that people look at. All are called
+    in the server's thread and must not wait.
     """
     snapshot = Snapshot(render, clock=clock)
+    status_snapshot = Snapshot(status.render, clock=clock)
 
     async def index(_request: Request) -> Response:
-        return HTMLResponse(_INDEX, headers={"Content-Security-Policy": "default-src 'none'"})
+        return HTMLResponse(status_snapshot.get(False), headers={"Content-Security-Policy": status.policy})
+
+    async def status_json(_request: Request) -> Response:
+        return Response(status_snapshot.get(True), media_type="application/json")
 
     async def metrics(request: Request) -> Response:
         openmetrics = wants_openmetrics(request.headers.get("accept", ""))
@@ -105,7 +110,13 @@ def create_app(
             return PlainTextResponse("Internal Server Error\n", 500)
         return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
 
-    pages = (("/", index), ("/metrics", metrics), ("/healthz", healthz), ("/readyz", readyz))
+    pages = (
+        ("/", index),
+        ("/status.json", status_json),
+        ("/metrics", metrics),
+        ("/healthz", healthz),
+        ("/readyz", readyz),
+    )
     app = Starlette(
         routes=[Route(path, page, methods=["GET"]) for path, page in pages],
         exception_handlers={HTTPException: refuse, Exception: refuse},

@@ -1,4 +1,7 @@
-"""The gauges that cost a query: how many runs are armed and overdue, on a schedule and with a budget."""
+"""What costs a query: how many runs are armed and overdue, and what the status page shows of the table.
+
+All of it is read on a schedule and with a budget; nobody who looks at a page causes a query.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,20 @@ from typing import Final
 
 from curfew_daemon.database import Link, refuse_upstream_engine
 from curfew_daemon.results import Observation
+from curfew_daemon.status.facts import TableFacts
 from curfew_store.inspection import gauges
 from curfew_store.schema import Tables
+from curfew_store.status_queries import daemon_sessions, due_per_minute, is_pooled, longest_overdue
 
 __all__ = ["COUNT_BOUND", "Observer"]
 
 COUNT_BOUND: Final = 10_000
 """Counts stop here and say so; counting a million index entries every few seconds is nobody's wish."""
+
+_MINUTES_AHEAD: Final = 60
+_DUE_PER_MINUTE: Final = 1000
+_LISTED_RUNS: Final = 10
+_LISTED_DAEMONS: Final = 100
 
 
 class Observer:
@@ -42,6 +52,19 @@ class Observer:
             next_due_in=seen.next_due_in,
             duration=time.monotonic() - started,
         )
+
+    def look_closer(self, *, runs: bool) -> TableFacts:
+        """What the status page shows beyond the gauges, without any run's id unless *runs*; errors as `run_once`."""
+        try:
+            conn = self._link.connection()
+            return TableFacts(
+                falls_due=tuple(due_per_minute(conn, self._tables, minutes=_MINUTES_AHEAD, bound=_DUE_PER_MINUTE)),
+                overdue=tuple(longest_overdue(conn, self._tables, limit=_LISTED_RUNS)) if runs else (),
+                daemons=None if is_pooled(conn) else tuple(daemon_sessions(conn, limit=_LISTED_DAEMONS)),
+            )
+        except Exception:
+            self._link.drop()
+            raise
 
     def close(self) -> None:
         """Give the connection up."""

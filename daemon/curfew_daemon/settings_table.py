@@ -26,6 +26,8 @@ def markdown() -> str:
 def _default(field: FieldInfo) -> str:
     if isinstance(field.json_schema_extra, dict):
         return str(field.json_schema_extra["default"])
+    if isinstance(field.default, bool):
+        return f"`{str(field.default).lower()}`"
     if field.default is None:
         return "none"
     return f"`{field.default:g}`" if isinstance(field.default, float) else f"`{field.default}`"
@@ -35,6 +37,8 @@ def _accepts(field: FieldInfo) -> str:
     kinds = _leaves(field.annotation)
     if SecretStr in kinds:
         return "URL"
+    if bool in kinds:
+        return "`true`, `false`"
     if Path in kinds:
         return "path"
     if choices := [kind for kind in kinds if isinstance(kind, str)]:

@@ -43,6 +43,7 @@ def test_defaults_need_nothing_but_a_database() -> None:
         "shutdown_grace": 10.0,
         "http_host": "127.0.0.1",
         "http_port": 9847,
+        "status_runs": True,
         "log_format": "auto",
         "log_level": "info",
         "instance": f"{socket.gethostname()[:40]}:{os.getpid()}",
@@ -69,6 +70,7 @@ def test_each_setting_is_read_from_its_variable(tmp_path: Path) -> None:
         "CURFEW_SHUTDOWN_GRACE": "0",
         "CURFEW_HTTP_HOST": "::",
         "CURFEW_HTTP_PORT": "0",
+        "CURFEW_STATUS_RUNS": "False",
         "CURFEW_LOG_FORMAT": "JSON",
         "CURFEW_LOG_LEVEL": "Warning",
         "CURFEW_INSTANCE": "blue-1",
@@ -77,7 +79,7 @@ def test_each_setting_is_read_from_its_variable(tmp_path: Path) -> None:
     fields = {name: getattr(settings, name) for name, variable in VARIABLES.items() if variable in given}
     assert list(fields.values()) == [
         *(file, Path("/run/direct"), "Läufe", 0.25, 10, 3, 4.0, 4.0, 2.5, 60.0, 0.5, 0.0),
-        *("::", 0, "json", "warning", "blue-1"),
+        *("::", 0, False, "json", "warning", "blue-1"),
     ]
 
 
@@ -137,6 +139,7 @@ def test_a_bad_duration_names_its_variable(value: str) -> None:
     [
         ("CURFEW_BATCH_SIZE", "1.5", "valid integer"),
         ("CURFEW_HTTP_PORT", "http", "valid integer"),
+        ("CURFEW_STATUS_RUNS", "maybe", "valid boolean, unable to interpret input, not maybe"),
         ("CURFEW_CONNECT_TIMEOUT", "2.5", "valid integer"),
         ("CURFEW_LOG_FORMAT", "xml", "'auto', 'console' or 'json', not xml"),
         ("CURFEW_LOG_LEVEL", "trace", "'debug', 'info', 'warning' or 'error', not trace"),
@@ -357,6 +360,7 @@ def test_reload_refuses_everything_else_by_name(tmp_path: Path) -> None:
         "CURFEW_SHUTDOWN_GRACE": "1",
         "CURFEW_HTTP_HOST": "::1",
         "CURFEW_HTTP_PORT": "1",
+        "CURFEW_STATUS_RUNS": "false",
         "CURFEW_LOG_FORMAT": "json",
         "CURFEW_INSTANCE": "blue",
     }
