@@ -114,6 +114,8 @@ def test_several_daemons_mark_each_run_once(database: Database, rows: Table) -> 
     )
     daemons = [DaemonProcess(database.conninfo) for _ in range(3)]
     with daemons[0], daemons[1], daemons[2]:
+        for daemon in daemons:
+            daemon.wait_for("started")  # one that others leave nothing to do may still be importing
         rows.await_marked(*(run for (run,) in rows.sql("SELECT run_id FROM flow_run_controls")))
         assert [daemon.stop() for daemon in daemons] == [0, 0, 0]
     counts = [line["count"] for daemon in daemons for line in daemon.said("runs_timed_out")]
