@@ -120,7 +120,7 @@ def copy_installation(bin_dir: Path, target: Path) -> Path:
     copied = target / package.name / installation.name
     shutil.copytree(installation, copied, symlinks=True, ignore=shutil.ignore_patterns("include"))
     libraries = package.parent / f"{package.name}.libs"
-    if libraries.is_dir():
+    if libraries.is_dir():  # pragma: no branch - the wheel has them, Debian's package has none
         shutil.copytree(libraries, target / libraries.name, symlinks=True)
     return copied / bin_dir.name
 
@@ -131,7 +131,7 @@ def new_working_directory(account: Account | None) -> Path:
         socket = Path(place, "curfew-12345678", "socket", ".s.PGSQL.65535")
         if len(os.fsencode(socket)) <= _SOCKET_PATH_LIMIT and may_traverse(Path(place), account):
             directory = Path(tempfile.mkdtemp(prefix="curfew-", dir=place))
-            if account is not None:
+            if account is not None:  # pragma: no branch - root has one, others have none
                 directory.chmod(0o711)  # ours and new; what is in it keeps itself private
             return directory
     raise EmbeddedPostgresUnavailable("no temporary directory with a path short enough for a socket")

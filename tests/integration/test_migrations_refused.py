@@ -11,6 +11,7 @@ import pytest
 
 from curfew_store import MigrationError
 from curfew_store.migrate import script, upgrade
+from curfew_store.migrations import steps
 from curfew_store.schema import tables_in
 from curfew_store.version import verify
 from tests.conftest import Database
@@ -161,3 +162,11 @@ def test_a_script_that_ran_on_a_newer_schema_leaves_its_version(database: Databa
         conn.execute("UPDATE curfew_schema_version SET version_num = '0002', minimum_client = 7")
         _run_script(conn, script())
     assert shape_of(database.engine)["versions"] == [("0002", 7)]
+
+
+def test_an_index_that_does_not_become_valid_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that reports success and leaves an invalid index behind is not taken for done."""
+    invalid = steps._Found(valid=False, unique=False, on_table=False, definition="", predicate="")
+    monkeypatch.setattr(steps, "_find", lambda *_: invalid)
+    with pytest.raises(MigrationError, match="could not be built; run the migration again"):
+        steps._build("public", steps.Index("an_index", "a_table", "a_column"))

@@ -463,3 +463,13 @@ def test_an_interrupted_command_ends_the_server(monkeypatch: pytest.MonkeyPatch)
         server.restart()
     assert process.returncode == 0
     assert not server.log_path.parent.exists()
+
+
+def test_a_fork_cannot_command_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process than the one that started it is refused, and the server goes on."""
+    with EmbeddedPostgres.start() as server:
+        with monkeypatch.context() as forked:
+            forked.setattr("curfew_store._supervision.os.getpid", lambda: -1)
+            with pytest.raises(EmbeddedPostgresError, match="not a fork"):
+                server.halt("fast")
+        server.restart("fast")

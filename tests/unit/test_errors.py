@@ -178,3 +178,8 @@ def test_errors_survive_a_copy(error: CurfewError) -> None:
     assert type(again) is type(error)
     assert str(again) == str(error)
     assert vars(again) == vars(error)
+
+
+def test_an_error_of_the_driver_without_its_cause_is_not_transient() -> None:
+    """Nothing is known of it, so a retry is not promised to help."""
+    assert not is_transient(sqlalchemy.exc.DBAPIError("SELECT 1", {}, None))  # type: ignore[arg-type]  # it may be lost on the way

@@ -257,3 +257,18 @@ def test_two_stores_share_nothing() -> None:
     one, two = FlowRunControlStore(engine), FlowRunControlStore(engine, schema="two")
     assert (one._tables.schema, two._tables.schema) == ("public", "two")
     assert dict(engine.get_execution_options()) == options
+
+
+def test_the_package_lists_its_names_and_has_no_others() -> None:
+    """What is exported is found by dir(), and asking for anything else is the usual error."""
+    assert set(curfew_store.__all__) <= set(dir(curfew_store))
+    with pytest.raises(AttributeError, match="no attribute 'something'"):
+        curfew_store.something  # noqa: B018
+
+
+def test_an_asynchronous_engine_of_another_database_is_refused() -> None:
+    """The message names the driver that is needed and the one that was given."""
+    engine = AsyncEngine.__new__(AsyncEngine)
+    engine.sync_engine = create_engine("sqlite://")
+    with pytest.raises(InvalidValue, match=r"postgresql\+psycopg://, not sqlite://"):
+        AsyncFlowRunControlStore(engine)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from curfew_store.testing import GivenServer
+from curfew_store.testing import DatabaseTemplate, GivenServer
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
@@ -26,3 +26,8 @@ def test_another_kind_of_url_is_refused(url: str) -> None:
     with pytest.raises(pytest.UsageError, match="the database URL for curfew's fixtures is") as caught:
         GivenServer(url)
     assert "secret" not in str(caught.value)
+
+
+def test_a_template_that_was_never_asked_for_is_not_dropped() -> None:
+    """Closing drops what was made, and nothing was."""
+    DatabaseTemplate(GivenServer("postgresql://nobody@/nowhere?host=/nonexistent")).close()
