@@ -21,10 +21,9 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from curfew_daemon.listening import BindFailed, PortTaken, bind, url_of
+from curfew_daemon.wait_bounds import HEALTHZ_STALENESS
 
 __all__ = ["BindFailed", "HttpServer", "PortTaken", "bind", "create_app", "url_of"]
-
-STALE_AFTER = 30.0
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -97,7 +96,7 @@ def create_app(
 
     async def healthz(_request: Request) -> Response:
         age = beat_age()
-        if age < STALE_AFTER:
+        if age < HEALTHZ_STALENESS:
             return PlainTextResponse("ok\n")
         return PlainTextResponse(f"the loop has not shown itself for {age:.0f} s\n", 503)
 
