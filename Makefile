@@ -16,6 +16,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 PYTEST := $(BIN)/python -m pytest
+# More workers than cores of a small machine: many tests wait for a daemon or a server.
+WORKERS := -n 4 --dist worksteal
 
 .PHONY: help venv check-venv demo test test-system lint types format coverage
 .PHONY: proof-once proof-lag matrix requirements sbom audit clean
@@ -55,7 +57,7 @@ demo: venv ## See runs time out in a real PostgreSQL, in a minute or two
 	@$(BIN)/curfewd demo $(ARGS)
 
 test: venv ## Run every test that needs neither root nor Debian's packages
-	@$(PYTEST) -m "not system" -n 2 $(ARGS)
+	@$(PYTEST) -m "not system" $(WORKERS) $(ARGS)
 
 test-system: venv ## Run the tests that need root or Debian's packages (tests/install-debian.sh)
 	@$(PYTEST) -m system --system $(ARGS)
@@ -81,7 +83,7 @@ coverage: export COVERAGE_FILE = $(CURDIR)/.coverage
 coverage: export COVERAGE_ROOT = $(CURDIR)
 coverage: venv ## Measure branches: 95 % over all, 100 % of the store and the sweeper
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -m "not system" -n 2 $(ARGS)
+	@$(BIN)/coverage run -m pytest -m "not system" $(WORKERS) $(ARGS)
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report --fail-under=95
 	@$(BIN)/coverage report --fail-under=100 --include='*/curfew_store/*,*/curfew_daemon/sweeper.py'

@@ -41,7 +41,8 @@ REMEDIES: Final[Mapping[DatabaseState, str]] = {
     DatabaseState.SHUTTING_DOWN: "nothing to do: the server was stopped or the session was terminated",
     DatabaseState.DISK_FULL: "free disk space for the database",
     DatabaseState.SCHEMA_MISSING: "run `curfewd migrate`; this daemon goes on by itself afterwards",
-    DatabaseState.SCHEMA_OLD: "run `curfewd migrate` of this release; this daemon goes on by itself afterwards",
+    DatabaseState.SCHEMA_OLD: "run `curfewd migrate` of this release, or upgrade curfewd where the error asks for it; "
+    "this daemon goes on by itself afterwards",
     DatabaseState.UPSTREAM_ENGINE: "see `curfewd plan`; enforce on a schema without FlowOrchestrator's engine",
     DatabaseState.LOCK_TIMEOUT: "find who locks the table (pg_locks): DDL, LOCK TABLE or VACUUM FULL",
     DatabaseState.STATEMENT_TIMEOUT: "look at the server's load; CURFEW_STATEMENT_TIMEOUT bounds a statement",

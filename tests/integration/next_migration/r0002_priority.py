@@ -1,0 +1,26 @@
+"""What the next release may change: a column with a default, and an index built beside the traffic.
+
+No release has this revision. It follows the rules of the real ones: additive, online, repeatable, and fit for
+daemons and producers of the release before, so that ``minimum_client`` stays as it is.
+"""
+
+from __future__ import annotations
+
+from curfew_store.migrations import steps
+from curfew_store.schema import CONTROLS
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def refuse(schema: str) -> None:
+    """Nothing to refuse: the columns are new."""
+
+
+def upgrade() -> None:
+    """Adds the column and the index where they are missing."""
+    schema = steps.schema_name()
+    steps.add_column(schema, CONTROLS, "priority", "smallint NOT NULL DEFAULT 0")
+    steps.create_index(schema, steps.Index("ix_flow_run_controls_priority", CONTROLS, "priority"))
