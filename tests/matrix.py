@@ -1,6 +1,6 @@
 """Runs the store's and the sweeper's tests on every supported PostgreSQL and SQLAlchemy.
 
-A cell of the matrix is `pytest tests/integration` in a virtual environment with one
+A cell of the matrix is a run of `TESTS` in a virtual environment with one
 series of SQLAlchemy, against a server of one major version of PostgreSQL, started here
 with the binaries that `matrix_binaries.py` finds.
 
@@ -33,6 +33,16 @@ BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
 POSTGRES = (14, 15, 16, 17, 18)
 SQLALCHEMY = {"2.0": "sqlalchemy[asyncio]>=2.0.40,<2.1", "2.1": "sqlalchemy[asyncio]>=2.1,<2.2"}
 CELL_TIMEOUT_SECONDS = 1200
+WORKERS = ("-n", "4", "--dist", "worksteal")
+# What speaks to PostgreSQL through the store or the sweeper. The others test the daemon's process and its pages.
+TESTS = (
+    "tests/integration/contract",
+    *sorted(
+        str(path.relative_to(ROOT))
+        for name in ("adoption", "alembic_hook", "claim*", "dotnet", "inspection", "migrations*", "races", "sweeper")
+        for path in (ROOT / "tests" / "integration").glob(f"test_{name}.py")
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -140,7 +150,7 @@ def run_tests(python: Path, server: EmbeddedPostgres) -> tuple[int, int, str]:
     """Passed, failed, and a note on a failure that is not a test's."""
     with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
         junit = Path(folder) / "junit.xml"
-        command = [str(python), "-m", "pytest", "tests/integration", "-q", "-x", "-p", "no:cacheprovider"]
+        command = [str(python), "-m", "pytest", *TESTS, *WORKERS, "-q", "-x", "-p", "no:cacheprovider"]
         command += [f"--curfew-database-url={server.conninfo}", f"--junitxml={junit}"]
         note = pytest_note(command)
         return (*read_junit(junit), note)

@@ -23,7 +23,9 @@ from tests.integration.sessions import Onlooker, eventually, in_background, onlo
 from tests.integration.shapes import MIGRATED, shape_of
 from tests.integration.upstream import STARTUP_BATCH
 
-_BUILDING = "SELECT pid FROM pg_stat_activity WHERE query LIKE %s AND wait_event_type = 'Lock'"
+_BUILDING = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE %s AND wait_event_type = 'Lock'"
+)
 
 
 def _engine_killed_at(database: Database, admin: Onlooker, statement_number: int) -> tuple[Engine, list[str]]:

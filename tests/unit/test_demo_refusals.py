@@ -86,9 +86,10 @@ def test_a_leash_hands_on_the_exit_status_of_its_program() -> None:
 def test_a_leash_stops_its_program_when_it_is_let_go(how: str) -> None:
     """The program gets SIGTERM and may still say something before it ends."""
     program = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('stopped', flush=True)))\n"
-        "print('up', flush=True)\n"
+        "import os, signal, sys, time\n"
+        # Not print(), which may be at work on the line before when the signal comes.
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.write(1, b'stopped\\n') * 0))\n"
+        "os.write(1, b'up\\n')\n"
         "time.sleep(60)"
     )
     with on_leash(program) as held:

@@ -53,8 +53,9 @@ class Starter:
     """Another process that starts a server, says where it is, and waits for a line."""
 
     PROGRAM = """
-import json, os, sys
+import json, os, signal, sys
 from curfew_store.embedded import EmbeddedPostgres
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 server = EmbeddedPostgres.start()
 said = {"postmaster": server.postmaster_pid, "supervisor": server._supervision.pid, "url": server.conninfo,
         "log": str(server.log_path), "uid": os.geteuid()}

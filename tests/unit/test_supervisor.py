@@ -123,7 +123,8 @@ def test_a_server_that_is_not_ready_in_time_is_stopped(client: Client, tmp_path:
     (tmp_path / "postmaster.pid").write_text("1\n2\n3\n4\n5\n6\n7\nready\n")  # another server's
     answer = client.call(do="start", argv=["/bin/sleep", "1000"], data_dir=str(tmp_path), timeout=0.05)
     assert answer == {"error": "it was not ready within 0.05 s"}
-    assert client.call(do="stop", signal="SIGINT") == {"status": -signal.SIGQUIT}
+    # On a busy machine it may not even have begun to run, and is killed without having heard the milder signal.
+    assert client.call(do="stop", signal="SIGINT")["status"] in {-signal.SIGQUIT, -signal.SIGKILL}
 
 
 def test_a_server_that_ignores_requests_is_killed(client: Client, tmp_path: Path) -> None:
