@@ -239,12 +239,11 @@ def test_a_migration_leaves_no_setting_behind(empty_database: Database) -> None:
     upgrade(engine)
     with engine.connect() as conn:
         assert conn.exec_driver_sql("SHOW lock_timeout").scalar() == before
-        assert (
-            conn.exec_driver_sql(
-                "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database WHERE locktype = 'advisory' AND datname = current_database()"
-            ).scalar()
-            == 0
+        held = (
+            "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
+            "WHERE l.locktype = 'advisory' AND d.datname = current_database()"
         )
+        assert conn.exec_driver_sql(held).scalar() == 0
     engine.dispose()
 
 
