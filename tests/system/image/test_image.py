@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -63,6 +66,9 @@ class Running:
     def end(self) -> None:
         """Whatever state it is in, nothing of it is left."""
         self._limit.cancel()
+        # The daemon itself: what should tell it that its parent died is lost when it changes its user.
+        with contextlib.suppress(OSError, ValueError):  # it has ended
+            os.kill(self.pid, signal.SIGKILL)
         self.process.kill()
 
     @property
