@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-_MISSING_EXTRA = 8  # lifecycle.Exit.MISSING_EXTRA; nothing of the package can be imported here yet
+from curfew_daemon.lifecycle import Exit  # of the standard library alone
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
         if missing.startswith("curfew") or missing in sys.stdlib_module_names:
             raise  # no extra brings that; whatever else is missing comes with ours
         sys.stderr.write(f"curfewd needs its daemon extra ({error.name} is missing): pip install 'curfewd[daemon]'\n")
-        raise SystemExit(_MISSING_EXTRA) from None
+        raise SystemExit(Exit.MISSING_EXTRA) from None
     app()
 
 

@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from curfew_store.deadlines import required_timeout
 from curfew_store.enforcement import claim_statement
-from curfew_store.schema import ARMED_INDEX, CONTROLS, VERSION_TABLE, Tables, armed, as_utc, due
+from curfew_store.schema import ARMED_INDEX, CONTROLS, VERSION_TABLE, Tables, armed, as_utc, due, quoted
 from curfew_store.version import relation_exists
 
 __all__ = [
@@ -198,9 +198,9 @@ _MARKED: Final = ("timed_out_at_utc", "cancel_requested", "cancel_reason", "canc
 
 def missing_rights(conn: Connection, tables: Tables) -> list[str]:
     """What this role lacks for enforcing, as the GRANT that would give it; empty if nothing."""
-    schema, controls, version = tables.schema, _quoted(tables.schema, CONTROLS), _quoted(tables.schema, VERSION_TABLE)
+    schema, controls, version = tables.schema, quoted(tables.schema, CONTROLS), quoted(tables.schema, VERSION_TABLE)
     wanted = [
-        (func.pg_catalog.has_schema_privilege(schema, "USAGE"), f"USAGE ON SCHEMA {_quoted(schema)}"),
+        (func.pg_catalog.has_schema_privilege(schema, "USAGE"), f"USAGE ON SCHEMA {quoted(schema)}"),
         (func.pg_catalog.has_table_privilege(version, "SELECT"), f"SELECT ON {version}"),
         (func.pg_catalog.has_table_privilege(controls, "SELECT"), f"SELECT ON {controls}"),
         *(
@@ -210,10 +210,6 @@ def missing_rights(conn: Connection, tables: Tables) -> list[str]:
     ]
     held = conn.execute(select(*(has for has, _ in wanted))).one()
     return [grant for has, (_, grant) in zip(held, wanted, strict=True) if not has]
-
-
-def _quoted(*names: str) -> str:
-    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
 
 
 def keys_without_record(conn: Connection, tables: Tables, *, older_than: timedelta, bound: int) -> int:

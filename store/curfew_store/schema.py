@@ -48,6 +48,7 @@ __all__ = [
     "as_utc",
     "control_columns",
     "due",
+    "quoted",
     "tables_in",
 ]
 
@@ -146,6 +147,11 @@ def checked_schema(schema: str) -> str:
     if schema.startswith("pg_") or schema == "information_schema":
         raise InvalidValue("schema", f"{schema!r} belongs to PostgreSQL itself")
     return schema
+
+
+def quoted(*names: str) -> str:
+    """A qualified name for SQL that is written as text, every part quoted."""
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
 
 
 @cache

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, TextClause, text
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from curfew_store.errors import MigrationError, sqlstate_of
-from curfew_store.schema import VERSION_TABLE
+from curfew_store.schema import VERSION_TABLE, quoted
 
 LOCK_ATTEMPTS: Final = 20
 
@@ -55,11 +55,6 @@ def patiently(action: Callable[[], None]) -> None:
                 "migration again when it is quieter (pg_stat_activity shows who holds the lock)"
             ) from error
         raise
-
-
-def quoted(*names: str) -> str:
-    """A qualified name, every part quoted."""
-    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
 
 
 def execute(sql: str) -> None:
