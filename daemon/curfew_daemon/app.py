@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import platform
+import random
 import threading
 import time
 from datetime import UTC, datetime
@@ -43,6 +44,7 @@ from curfew_daemon.scan import LowWaterMark
 from curfew_daemon.status import Board, Identity, StatusPage
 from curfew_daemon.sweeper import Sweeper
 from curfew_daemon.wait_bounds import MARGIN
+from curfew_store.daemon_sessions import session_name
 from curfew_store.schema import tables_in
 
 __all__ = ["Daemon"]
@@ -72,6 +74,7 @@ class Daemon:
         self._notifier = Notifier()
         self._signals = Signals(on_second=self._events.second_signal)
         self._ready_sent = False
+        self._observe_from = 0.0  # monotonic
         self._exit = Exit.OK
         self.abandoned = False
         """Whether a thread was left behind that still waits for the database."""
@@ -89,6 +92,7 @@ class Daemon:
         if settings.ignored:
             self._events.settings_ignored_service_links(settings.ignored)
         sock = bind(settings.http_host, settings.http_port)
+        url = url_of(sock)  # before the server has the socket, which it closes if it dies at once
         app = create_app(
             render=self._metrics.render,
             beat_age=self._heartbeat.age,
@@ -98,7 +102,7 @@ class Daemon:
         server = HttpServer(app, sock, self._events.http_died)
         with self._signals:
             server.start()
-            self._events.http_listening(url_of(sock))
+            self._events.http_listening(url)
             self._events.started(**self._described())
             self._scheduler.start()
             # What start-up made stays: kept out of every later collection, which would otherwise walk it again
@@ -192,6 +196,9 @@ class Daemon:
         self._events.database(old, new, REMEDIES.get(new) or None, said)
         self._notifier.status(self._status())
         if new is DatabaseState.UP:
+            # The gauges' connection comes after the sweep's: a fleet that dialled both at once would double its rate.
+            chance = random.random()  # noqa: S311  (spreads reconnects, guards nothing)
+            self._observe_from = time.monotonic() + 2 * self._settings.reconnect_spread * chance
             self._pacer.wake("observe")
         if new is DatabaseState.UPSTREAM_ENGINE:
             self._refuse_upstream()
@@ -210,6 +217,9 @@ class Daemon:
         return self._enforcer.serve().delay
 
     def _observe_job(self) -> float:
+        early = self._observe_from - time.monotonic()
+        if early > 0:
+            return min(early, self._settings.observe_interval)
         if self._enforcer.state is DatabaseState.UP:
             try:
                 observation = self._observer.run_once()
@@ -303,8 +313,13 @@ class Daemon:
             self,
             poll_interval=lambda: self._settings.poll_interval,
             reconnect_max=lambda: self._settings.reconnect_max,
+            reconnect_spread=lambda: self._settings.reconnect_spread,
         )
-        observer = Observer(tables, make_link(current, statement_timeout=settings.observe_budget))
+        observer = Observer(
+            tables,
+            make_link(current, statement_timeout=settings.observe_budget),
+            name=lambda: session_name(settings.instance, version("curfewd"), self._enforcer.slack),
+        )
         for name, job, executor in (("sweep", self._sweep_job, "default"), ("observe", self._observe_job, "observe")):
             self._scheduler.add_job(job, _OnDemand(), id=name, executor=executor)
             self._pacer.add(name)

@@ -100,6 +100,14 @@ class Settings(BaseSettings):
         description="Longest pause between two attempts to reach the database, in seconds. The pauses grow to it"
         " and are jittered.",
     )
+    reconnect_spread: Seconds = Field(
+        default=0.0,
+        ge=0,
+        le=14,
+        description="Time over which the daemons of a large fleet spread their attempts to reach the database, in"
+        " seconds; each then attempts once in that time. 0 for up to 50 daemons; beyond, 0.06 for each daemon"
+        " (12 for 200).",
+    )
     observe_interval: Seconds = Field(
         default=5.0,
         ge=0.5,
@@ -196,6 +204,7 @@ class Settings(BaseSettings):
             VARIABLES["statement_timeout"]: self.statement_timeout + MARGIN,
             VARIABLES["poll_interval"]: self.poll_interval,
             VARIABLES["reconnect_max"]: self.reconnect_max,
+            VARIABLES["reconnect_spread"]: self.reconnect_spread,
         }
 
     @classmethod

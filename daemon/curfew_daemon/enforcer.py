@@ -58,7 +58,7 @@ def seen_by(result: SweepResult) -> Seen:
 class Enforcer:
     """Serves deadlines through *sweeper* and *link*. `nudge`, `stop` and `reconnect` are for other threads.
 
-    *poll_interval* and *reconnect_max* are asked each time, in seconds.
+    *poll_interval*, *reconnect_max* and *reconnect_spread* are asked each time, in seconds.
     """
 
     def __init__(
@@ -69,12 +69,14 @@ class Enforcer:
         *,
         poll_interval: Callable[[], float],
         reconnect_max: Callable[[], float],
+        reconnect_spread: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._sweeper = sweeper
         self._link = link
         self._listener = listener
         self._poll_interval = poll_interval
         self._reconnect_max = reconnect_max
+        self._reconnect_spread = reconnect_spread
         self._nudged = threading.Event()
         self._stopping = threading.Event()
         self._reconnect = False
@@ -87,6 +89,11 @@ class Enforcer:
     def stopping(self) -> bool:
         """Whether a stop was asked for."""
         return self._stopping.is_set()
+
+    @property
+    def slack(self) -> float:
+        """For how many seconds overdue runs are left to faster daemons."""
+        return self._pace.slack
 
     def stop(self) -> None:
         """Let the statement in hand end and begin no other."""
@@ -158,6 +165,7 @@ class Enforcer:
         self._pace, wake = self._pace.after_failure(
             longest=self._reconnect_max(),
             chance=random.random(),  # noqa: S311  (spreads reconnects, guards nothing)
+            spread=self._reconnect_spread(),
         )
         return wake
 

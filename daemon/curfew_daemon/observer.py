@@ -6,14 +6,18 @@ All of it is read on a schedule and with a budget; nobody who looks at a page ca
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
+
+from sqlalchemy import Connection
 
 from curfew_daemon.database import Link, refuse_upstream_engine
 from curfew_daemon.results import Observation
 from curfew_daemon.status.facts import TableFacts
+from curfew_store.daemon_sessions import DaemonSessions, daemon_sessions, is_pooled, publish
 from curfew_store.inspection import gauges
 from curfew_store.schema import Tables
-from curfew_store.status_queries import daemon_sessions, due_per_minute, is_pooled, longest_overdue
+from curfew_store.status_queries import due_per_minute, longest_overdue
 
 __all__ = ["COUNT_BOUND", "Observer"]
 
@@ -27,11 +31,17 @@ _LISTED_DAEMONS: Final = 100
 
 
 class Observer:
-    """Looks at the table through a connection of its own, whose statements are bounded by the budget."""
+    """Looks at the table through a connection of its own, whose statements are bounded by the budget.
 
-    def __init__(self, tables: Tables, link: Link) -> None:
+    *name*, where given, is asked at each closer look for what the session shall be called: what this daemon tells of
+    itself to the others.
+    """
+
+    def __init__(self, tables: Tables, link: Link, *, name: Callable[[], str] | None = None) -> None:
         self._tables = tables
         self._link = link
+        self._name = name
+        self._published: tuple[Connection, str] | None = None
 
     def run_once(self) -> Observation:
         """Count, and check that no other engine has moved in; drops the connection on any error and raises it."""
@@ -60,11 +70,17 @@ class Observer:
             return TableFacts(
                 falls_due=tuple(due_per_minute(conn, self._tables, minutes=_MINUTES_AHEAD, bound=_DUE_PER_MINUTE)),
                 overdue=tuple(longest_overdue(conn, self._tables, limit=_LISTED_RUNS)) if runs else (),
-                daemons=None if is_pooled(conn) else tuple(daemon_sessions(conn, limit=_LISTED_DAEMONS)),
+                daemons=None if is_pooled(conn) else self._fleet(conn),
             )
         except Exception:
             self._link.drop()
             raise
+
+    def _fleet(self, conn: Connection) -> tuple[DaemonSessions, ...]:
+        if self._name is not None and (wanted := (conn, self._name())) != self._published:
+            publish(conn, wanted[1])
+            self._published = wanted
+        return tuple(daemon_sessions(conn, limit=_LISTED_DAEMONS))
 
     def close(self) -> None:
         """Give the connection up."""

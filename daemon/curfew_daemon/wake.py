@@ -11,7 +11,9 @@ Rules, in the order in which they are applied:
   less often, up to the poll interval. Meanwhile the next deadline counts all the same.
 - Otherwise sleep until the next deadline or for one poll interval, whichever is sooner.
 - A deadline is slept for until it passes, plus the slack.
-- After a failure wait a random part of a doubling delay, so that a fleet does not return in step.
+- After a failure wait a random part of a doubling delay, so that a fleet does not return in step. A large fleet has a
+  time to spread its attempts over: each daemon takes a random moment of it and then attempts once in each such time,
+  so that the fleet's attempts come evenly.
 
 Of many daemons on one database none leads. One that woke for a deadline and found the run marked by another
 becomes a lazier standby: its slack doubles, up to the poll interval. A run that was disarmed meanwhile says nothing.
@@ -24,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-__all__ = ["BLOCKED_FIRST", "RETRY_FIRST", "SLACK_FIRST", "Pace", "Seen", "Wake"]
+__all__ = ["BLOCKED_FIRST", "RETRY_FIRST", "SLACK_FIRST", "Pace", "Seen", "Wake", "observer_pause"]
 
 BLOCKED_FIRST: Final = 0.005
 """First delay before overdue rows that others hold are looked at again."""
@@ -98,14 +100,26 @@ class Pace:
             return 0.0
         return max(SLACK_FIRST, 2 * self.slack) if seen.beaten and not seen.marked else self.slack
 
-    def after_failure(self, *, longest: float, chance: float) -> tuple[Pace, Wake]:
+    def after_failure(self, *, longest: float, chance: float, spread: float = 0.0) -> tuple[Pace, Wake]:
         """The wake-up after a sweep that failed; *chance* is a random number from 0 to 1.
 
-        The delay lies between half of a doubling bound and all of it, and never exceeds *longest*.
+        The delay lies between half of a doubling bound and all of it, and never exceeds *longest*. With a *spread*
+        the first is at least a random part of that, and each further one all of it: more chance there would bunch
+        what the first one has scattered evenly.
         """
         bound = min(longest, _doubled(RETRY_FIRST, self.failures))
+        delay = max(bound * (1 + chance) / 2, spread if self.failures else spread * chance)
         # Nothing is known of the others any more, so the slack is given up.
-        return replace(self, failures=self.failures + 1, slack=0.0), Wake(bound * (1 + chance) / 2, "retry")
+        return replace(self, failures=self.failures + 1, slack=0.0), Wake(delay, "retry")
+
+
+def observer_pause(spread: float, chance: float) -> float:
+    """How long after the sweep's connection the one for the gauges may be dialled; *chance* as in `after_failure`.
+
+    It takes twice the spread, since it comes on top of the sweeps' attempts: a fleet that dialled both at once would
+    make twice as many.
+    """
+    return 2 * spread * chance
 
 
 def _doubled(first: float, times: int) -> float:

@@ -10,41 +10,31 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     Connection,
-    DateTime,
     Double,
     Integer,
     Select,
-    String,
     bindparam,
-    column,
     extract,
     func,
     literal_column,
     select,
-    table,
 )
 
 from curfew_store.schema import Tables, armed, as_utc, due
 
 __all__ = [
-    "DaemonSessions",
     "DueMinute",
     "OverdueRun",
-    "daemon_sessions",
     "due_per_minute",
     "due_per_minute_statement",
-    "is_pooled",
     "longest_overdue",
     "longest_overdue_statement",
 ]
-
-APPLICATION_PREFIX: Final = "curfewd "
-"""How the name of every session of a daemon begins; the name of the instance follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,52 +115,3 @@ def longest_overdue_statement(tables: Tables) -> Select[Any]:
         .order_by(controls.c.timeout_at_utc, controls.c.run_id)
         .limit(bindparam("limit", type_=Integer))
     )
-
-
-@dataclass(frozen=True, slots=True)
-class DaemonSessions:
-    """The sessions of one daemon; *since* is the oldest one's start, unknown to a role without the right to see it."""
-
-    instance: str
-    sessions: int
-    since: datetime | None
-
-
-def daemon_sessions(conn: Connection, *, limit: int) -> list[DaemonSessions]:
-    """The daemons with a session on this database by their names, at most *limit*; one statement.
-
-    Reads the server's list of sessions, which is memory and no table. The other commands (``curfewd check …``)
-    have a blank in what follows the prefix and are left out; the name of an instance cannot have one.
-    """
-    activity = table(
-        "pg_stat_activity",
-        column("application_name", String),
-        column("backend_start", DateTime(timezone=True)),
-        column("datname", String),
-        schema="pg_catalog",
-    )
-    length = len(APPLICATION_PREFIX)
-    instance = func.substr(activity.c.application_name, length + 1)
-    statement = (
-        select(instance, func.count(), as_utc(func.min(activity.c.backend_start)))
-        .where(
-            activity.c.datname == literal_column("current_database()"),
-            func.starts_with(activity.c.application_name, bindparam("prefix", APPLICATION_PREFIX)),
-            func.strpos(instance, bindparam("blank", " ")) == literal_column("0"),
-            instance != literal_column("''"),
-        )
-        .group_by(instance)
-        .order_by(instance)
-        .limit(bindparam("limit", limit))
-    )
-    return list(itertools.starmap(DaemonSessions, conn.execute(statement)))
-
-
-def is_pooled(conn: Connection) -> bool:
-    """Whether something stands between this connection and the server's process; one statement.
-
-    The process id that a server gives at the start of a session is that of the process which then answers. A pooler
-    gives one of its own making.
-    """
-    driver: Any = conn.connection.driver_connection
-    return bool(conn.execute(select(func.pg_backend_pid(type_=Integer))).scalar_one() != driver.info.backend_pid)

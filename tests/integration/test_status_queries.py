@@ -6,7 +6,9 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any
+from unittest.mock import ANY
 
 import psycopg
 import pytest
@@ -15,13 +17,11 @@ from sqlalchemy.pool import NullPool
 
 from curfew_daemon.links import make_link
 from curfew_daemon.observer import Observer
+from curfew_store.daemon_sessions import DaemonSessions, daemon_sessions, is_pooled, publish, session_name
 from curfew_store.schema import ARMED_INDEX, tables_in
 from curfew_store.status_queries import (
-    DaemonSessions,
-    daemon_sessions,
     due_per_minute,
     due_per_minute_statement,
-    is_pooled,
     longest_overdue,
     longest_overdue_statement,
 )
@@ -209,6 +209,28 @@ def test_daemons_are_known_by_the_names_of_their_sessions(database: Database, co
             each.close()
 
 
+def test_a_session_tells_version_and_slack(database: Database, conn: Connection) -> None:
+    """Whatever names end in otherwise tells nothing, and a name that would be cut tells only the instance."""
+    sessions = [
+        psycopg.connect(database.conninfo, application_name=name)
+        for name in ("curfewd a:1", "curfewd b:1 v1.2.3", "curfewd c:1 v1 9999999999ms", "curfewd d:1 v1.2.3 40ms x")
+    ]
+    try:
+        with database.engine.connect() as plain:
+            one = plain.execution_options(isolation_level="AUTOCOMMIT")
+            publish(one, session_name("a:1", "1.2.3rc1", 0.0405))
+            assert daemon_sessions(conn, limit=5)[0] == DaemonSessions("a:1", 2, ANY, "1.2.3rc1", 0.04)
+            publish(one, session_name("i" * 54, "1.2.3", 0.04))
+            found = daemon_sessions(conn, limit=5)
+            assert [(each.instance, each.version, each.slack) for each in found] == [
+                ("a:1", None, None),
+                ("i" * 54, None, None),
+            ]
+    finally:
+        for each in sessions:
+            each.close()
+
+
 def test_a_role_without_rights_still_sees_the_names(database: Database, rows: Rows) -> None:
     """Only the start of a session that is another role's stays hidden."""
     rows.sql("DROP ROLE IF EXISTS curfew_onlooker")
@@ -254,6 +276,8 @@ def test_a_daemon_shows_what_it_did_and_what_is_ahead(database: Database, rows: 
         assert found["table"]["overdue"]["count"] == 0
         assert found["table"]["falls_due"]["per_minute"][10] == 1
         assert [each["instance"] for each in found["table"]["daemons"]] == ["<one>"]
+        assert found["table"]["daemons"][0]["version"] == version("curfewd")
+        assert found["table"]["daemons"][0]["slack_s"] == 0
         assert str(overdue) in daemon.get("/")[1]
         assert "&lt;one&gt;" in daemon.get("/")[1]
 

@@ -16,7 +16,7 @@ import pytest
 import curfew_daemon
 from curfew_daemon.results import DatabaseState
 from curfew_daemon.status import TableFacts
-from curfew_store.status_queries import DaemonSessions
+from curfew_store.daemon_sessions import DaemonSessions
 from tests.system.status.scenes import (
     QUIET,
     SCENES,

@@ -13,7 +13,8 @@ from uuid import UUID
 
 from curfew_daemon.results import DatabaseState, Observation
 from curfew_daemon.status.history import Lags, Minute
-from curfew_store.status_queries import DaemonSessions, DueMinute, OverdueRun
+from curfew_store.daemon_sessions import DaemonSessions
+from curfew_store.status_queries import DueMinute, OverdueRun
 
 __all__ = ["Facts", "Identity", "ListedOverdue", "Seen", "TableFacts", "TimedOutRun", "Verdict", "as_json"]
 
@@ -155,6 +156,8 @@ def _seen(seen: Seen, *, runs_shown: bool) -> dict[str, Any]:
                 "instance": each.instance,
                 "sessions": each.sessions,
                 "since": None if each.since is None else each.since.isoformat(),
+                "version": each.version,
+                "slack_s": _rounded(each.slack),
             }
             for each in table.daemons
         ],

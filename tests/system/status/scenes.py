@@ -14,7 +14,8 @@ from curfew_daemon.failures import REMEDIES
 from curfew_daemon.http import HttpServer, bind, create_app, url_of
 from curfew_daemon.results import DatabaseState, MarkedBatch, MarkedRun, Observation
 from curfew_daemon.status import Board, Identity, StatusPage, TableFacts
-from curfew_store.status_queries import DaemonSessions, DueMinute, OverdueRun
+from curfew_store.daemon_sessions import DaemonSessions
+from curfew_store.status_queries import DueMinute, OverdueRun
 
 INSTANCE = "deadlines-7d9c5b6f4-x2kq8:1"
 NOW = datetime(2031, 5, 14, 9, 26, 53, tzinfo=UTC)
@@ -62,8 +63,8 @@ class Scene:
         steady = [max(0, round(34 + 22 * self.random.gauss(0, 0.4) - minute * 0.35)) for minute in range(60)]
         falls_due = tuple(DueMinute(count, capped=False) for count in steady)
         daemons = (
-            DaemonSessions(self.board.identity.instance, 2, NOW - timedelta(hours=9)),
-            DaemonSessions("deadlines-7d9c5b6f4-m9wtz:1", 2, NOW - timedelta(hours=8, minutes=57)),
+            DaemonSessions(self.board.identity.instance, 2, NOW - timedelta(hours=9), "0.1.0", 0.0),
+            DaemonSessions("deadlines-7d9c5b6f4-m9wtz:1", 2, NOW - timedelta(hours=8, minutes=57), "0.1.0", 0.32),
         )
         self.board.observed(gauges, TableFacts(falls_due, overdue, None if pooled else daemons))
 
