@@ -9,7 +9,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from uuid import UUID
 
@@ -30,9 +30,10 @@ CREDENTIAL = "/etc/curfewd/database-url"
 class Machine:
     """An operator's machine: its systemd and the database that its curfewd is told of."""
 
-    def __init__(self, system: BootedSystem, server: EmbeddedPostgres) -> None:
+    def __init__(self, system: BootedSystem, server: EmbeddedPostgres, server_password: str) -> None:
         self.system = system
         self.server = server
+        self.server_password = server_password  # of the superuser
         with psycopg.connect(server.url(), autocommit=True) as connection:
             connection.execute("CREATE ROLE curfewd LOGIN")
             connection.execute("CREATE DATABASE app OWNER curfewd")
@@ -101,16 +102,18 @@ class Machine:
 
 
 @contextlib.contextmanager
-def booted(wheels: Path) -> Iterator[Machine]:
+def booted(wheels: Path, more: Mapping[Path, str] | None = None) -> Iterator[Machine]:
     """A machine on which the README's commands can be followed without a network.
 
     *wheels* is what pip finds there instead of an index. What the daemon's extra requires is in the virtual
-    environment beforehand: copies of the distributions that run this test.
+    environment beforehand: copies of the distributions that run this test. *more* folders are visible as `BootedSystem`
+    says.
     """
-    with EmbeddedPostgres.start(password=secrets.token_hex(16)) as server:
+    password = secrets.token_hex(16)
+    with EmbeddedPostgres.start(password=password) as server:
         sockets = Path(server.host)
         sockets.chmod(0o755)  # the service has an account of its own; it needs the password all the same
-        binds = {sockets: "/run/database", FOLDER: "/srv/systemd", wheels: "/srv/wheels"}
+        binds = {sockets: "/run/database", FOLDER: "/srv/systemd", wheels: "/srv/wheels", **(more or {})}
         search = ""
         if not Path(sys.base_prefix).is_relative_to("/usr"):
             binds[Path(sys.base_prefix)] = "/opt/python"
@@ -121,7 +124,7 @@ def booted(wheels: Path) -> Iterator[Machine]:
             system.run("ldconfig")
             system.run("python3", "-c", f"import sys; assert sys.version_info == {tuple(sys.version_info)}")
             _provide_requirements(system.path(SITE))
-            yield Machine(system, server)
+            yield Machine(system, server, password)
 
 
 def build_wheel(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The commands of deploy/systemd/README.md, to be run as they are written."""
+"""The commands of the pages under deploy/, to be run as they are written."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parents[3] / "deploy" / "systemd"
 
 
-def commands(heading: str) -> list[str]:
+def commands(heading: str, page: Path = FOLDER / "README.md") -> list[str]:
     """The shell blocks under a heading of the second level, in order; fails if there is none."""
-    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## (.+)\n([\s\S]*?)(?=^## |\Z)", text, re.MULTILINE))
     blocks = re.findall(r"^```sh\n([\s\S]*?)^```", sections[heading], re.MULTILINE)
     assert blocks, f"no commands under {heading!r}"
