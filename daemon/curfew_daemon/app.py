@@ -37,7 +37,7 @@ from curfew_daemon.http import HttpServer, bind, create_app, url_of
 from curfew_daemon.lifecycle import Action, Exit, Heartbeat, Notifier, Signals
 from curfew_daemon.links import make_link
 from curfew_daemon.metrics import Metrics
-from curfew_daemon.observer import Observer
+from curfew_daemon.observer import PAGE_BUDGET, Observer
 from curfew_daemon.pacing import Pacer
 from curfew_daemon.results import DatabaseState, MarkedBatch, SweepResult
 from curfew_daemon.scan import LowWaterMark
@@ -318,6 +318,7 @@ class Daemon:
         observer = Observer(
             tables,
             make_link(current, statement_timeout=settings.observe_budget),
+            page_budget=min(PAGE_BUDGET, settings.observe_budget),
             name=lambda: session_name(settings.instance, version("curfewd"), self._enforcer.slack),
         )
         for name, job, executor in (("sweep", self._sweep_job, "default"), ("observe", self._observe_job, "observe")):

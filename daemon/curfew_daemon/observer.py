@@ -19,10 +19,13 @@ from curfew_store.inspection import gauges
 from curfew_store.schema import Tables
 from curfew_store.status_queries import due_per_minute, longest_overdue
 
-__all__ = ["COUNT_BOUND", "Observer"]
+__all__ = ["COUNT_BOUND", "PAGE_BUDGET", "Observer"]
 
 COUNT_BOUND: Final = 10_000
 """Counts stop here and say so; counting a million index entries every few seconds is nobody's wish."""
+
+PAGE_BUDGET: Final = 0.1
+"""Seconds that each query of the status page may take; the gauges, which alerts live on, have the settings' budget."""
 
 _MINUTES_AHEAD: Final = 60
 _DUE_PER_MINUTE: Final = 1000
@@ -33,13 +36,16 @@ _LISTED_DAEMONS: Final = 100
 class Observer:
     """Looks at the table through a connection of its own, whose statements are bounded by the budget.
 
-    *name*, where given, is asked at each closer look for what the session shall be called: what this daemon tells of
-    itself to the others.
+    *page_budget* bounds each query of the status page, in seconds. *name*, where given, is asked at each closer look
+    for what the session shall be called: what this daemon tells of itself to the others.
     """
 
-    def __init__(self, tables: Tables, link: Link, *, name: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self, tables: Tables, link: Link, *, page_budget: float = PAGE_BUDGET, name: Callable[[], str] | None = None
+    ) -> None:
         self._tables = tables
         self._link = link
+        self._page_budget_ms = round(page_budget * 1000)
         self._name = name
         self._published: tuple[Connection, str] | None = None
 
@@ -67,14 +73,18 @@ class Observer:
         """What the status page shows beyond the gauges, without any run's id unless *runs*; errors as `run_once`."""
         try:
             conn = self._link.connection()
-            return TableFacts(
+            # Local to a transaction, since a pooler would carry a session's own setting to others.
+            conn.exec_driver_sql(f"BEGIN READ ONLY; SET LOCAL statement_timeout = {self._page_budget_ms}")
+            seen = TableFacts(
                 falls_due=tuple(due_per_minute(conn, self._tables, minutes=_MINUTES_AHEAD, bound=_DUE_PER_MINUTE)),
                 overdue=tuple(longest_overdue(conn, self._tables, limit=_LISTED_RUNS)) if runs else (),
                 daemons=None if is_pooled(conn) else self._fleet(conn),
             )
+            conn.exec_driver_sql("COMMIT")
         except Exception:
             self._link.drop()
             raise
+        return seen
 
     def _fleet(self, conn: Connection) -> tuple[DaemonSessions, ...]:
         if self._name is not None and (wanted := (conn, self._name())) != self._published:

@@ -120,6 +120,19 @@ def test_the_budget_ends_a_look_and_the_next_one_has_a_new_connection(rows: Rows
             assert seen.ask(asked) == first
 
 
+def test_the_page_has_a_budget_of_its_own(rows: Rows, database: Database) -> None:
+    """A query of the status page ends after a tenth of a second, whatever the gauges may take, and the next works."""
+    with observing(database, budget_ms=60_000) as observer:
+        with (
+            rows.held("LOCK TABLE flow_run_controls"),
+            pytest.raises(sqlalchemy.exc.OperationalError) as raised,
+        ):
+            observer.look_closer(runs=True)
+        assert state_of(raised.value) is DatabaseState.STATEMENT_TIMEOUT
+        assert len(observer.look_closer(runs=True).falls_due) == 60
+        assert observer.run_once().overdue == 0
+
+
 def test_another_engine_that_moves_in_is_noticed(rows: Rows, database: Database) -> None:
     """The connection was admitted long ago; every look asks again."""
     with observing(database) as observer:
