@@ -24,8 +24,7 @@ from curfew_daemon.lifecycle import Exit
 EPILOG = (
     "Settings are environment variables that start with CURFEW_, or lines of the file that CURFEW_ENV_FILE names; "
     "the least is CURFEW_DATABASE_URL=postgresql://user:password@host/database. "
-    "Exit codes: 0 done, 1 failure or finding, 2 usage, 3 settings, 4 database, 5 schema, 6 another engine's runs, "
-    "7 port taken, 8 not installed."
+    "Exit codes: " + ", ".join(f"{code.value} {code.name.lower().replace('_', ' ')}" for code in Exit) + "."
 )
 
 app = typer.Typer(
