@@ -132,7 +132,9 @@ def test_example_settings_are_the_defaults_and_sorted_by_when_they_hold() -> Non
         assert given
         for variable, value in given:
             field = fields[variable]
-            assert str(Settings.model_fields[field].default).removesuffix(".0") == value, variable
+            default = Settings.model_fields[field].default
+            written = str(default).lower() if isinstance(default, bool) else str(default).removesuffix(".0")
+            assert written == value, variable
             assert (field in RELOADABLE) is reloadable, variable
 
 
