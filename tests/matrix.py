@@ -39,7 +39,19 @@ TESTS = (
     "tests/integration/contract",
     *sorted(
         str(path.relative_to(ROOT))
-        for name in ("adoption", "alembic_hook", "claim*", "dotnet", "inspection", "migrations*", "races", "sweeper")
+        for name in (
+            "adoption",
+            "alembic_hook",
+            "autovacuum*",
+            "claim*",
+            "dotnet",
+            "inspection",
+            "migrations*",
+            "partitions",
+            "purger*",
+            "races",
+            "sweeper*",
+        )
         for path in (ROOT / "tests" / "integration").glob(f"test_{name}.py")
     ),
 )

@@ -1,7 +1,7 @@
 """The composition root: builds every part, connects them, and lives through the process's life.
 
-The only module that knows APScheduler. It runs two jobs there, ``sweep`` and ``observe``, each in a thread of
-its own; `Pacer` decides on the monotonic clock when they run, and the main thread sleeps for it and takes
+The only module that knows APScheduler. It runs three jobs there, ``sweep``, ``observe`` and ``purge``, each in a thread
+of its own; `Pacer` decides on the monotonic clock when they run, and the main thread sleeps for it and takes
 signals meanwhile.
 """
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 import gc
 import platform
 import random
+import sys
 import threading
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Final
+from uuid import UUID
 
 from apscheduler.events import (
     EVENT_JOB_ERROR,
@@ -33,17 +35,21 @@ from curfew_daemon.conninfo import describe, read_database_url, redact
 from curfew_daemon.enforcer import Enforcer
 from curfew_daemon.events import Events
 from curfew_daemon.failures import REMEDIES, is_database_error, shown
+from curfew_daemon.hearing import Hearing
 from curfew_daemon.http import HttpServer, bind, create_app, url_of
+from curfew_daemon.isolation import Isolation
 from curfew_daemon.lifecycle import Action, Exit, Heartbeat, Notifier, Signals
 from curfew_daemon.links import make_link
 from curfew_daemon.metrics import Metrics
 from curfew_daemon.observer import PAGE_BUDGET, Observer
 from curfew_daemon.pacing import Pacer
+from curfew_daemon.purge_job import PurgeJob
 from curfew_daemon.results import DatabaseState, MarkedBatch, SweepResult
 from curfew_daemon.scan import LowWaterMark
 from curfew_daemon.status import Board, Identity, StatusPage
 from curfew_daemon.sweeper import Sweeper
 from curfew_daemon.wait_bounds import MARGIN
+from curfew_daemon.wake import observer_pause
 from curfew_store.daemon_sessions import session_name
 from curfew_store.schema import tables_in
 
@@ -52,6 +58,7 @@ __all__ = ["Daemon"]
 _LONG_AGO: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _NEVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
 _READY_WITHIN: Final = 10.0
+_GIVE_WAY_AFTER: Final = 0.0005
 
 
 class _OnDemand(BaseTrigger):  # type: ignore[misc]  # APScheduler is not typed
@@ -81,7 +88,8 @@ class Daemon:
         self._job_ended = threading.Event()
         self._scheduler = self._make_scheduler()
         self._pacer = Pacer(self._poke, self._signals.wake)
-        self._enforcer, self._observer = self._make_workers()
+        self._enforcer, self._observer, self._purge = self._make_workers()
+        self._hearing = Hearing(lambda: self._settings, self._metrics, self._events, self._enforcer.hinted)
 
     def run(self) -> Exit:
         """Enforce until SIGTERM or SIGINT; returns the exit code. For the main thread.
@@ -105,10 +113,14 @@ class Daemon:
             self._events.http_listening(url)
             self._events.started(**self._described())
             self._scheduler.start()
+            self._hearing.start()
             # What start-up made stays: kept out of every later collection, which would otherwise walk it again
             # and again during a drain.
             gc.collect()
             gc.freeze()
+            # A thread that renders a page gives way to the sweep after this long; Python's own 5 ms would be seen in
+            # the lag of every deadline that falls into a scrape.
+            sys.setswitchinterval(_GIVE_WAY_AFTER)
             try:
                 self._pace()
             finally:
@@ -142,6 +154,8 @@ class Daemon:
             self._enforcer.reconnect()  # a rotated secret shows now, not at the next outage
             self._enforcer.nudge()
             self._pacer.wake("sweep")
+            self._pacer.wake("purge")
+            self._hearing.reconnect()
         self._notifier.ready(self._status())
 
     def _shut_down(self, server: HttpServer) -> None:
@@ -149,25 +163,36 @@ class Daemon:
             self._events.stopping(self._signals.stop_signal)
         self._notifier.stopping()
         self._enforcer.stop()
-        if not self._sweep_ends_within(self._settings.shutdown_grace):
+        self._purge.stop()
+        if not self._ends_within("sweep", self._settings.shutdown_grace):
             self._events.shutdown_grace_exceeded(self._settings.shutdown_grace)
             self._enforcer.cancel()
-            self.abandoned = not self._sweep_ends_within(MARGIN)
+            self.abandoned = not self._ends_within("sweep", MARGIN)
         if not self.abandoned:
             self._enforcer.close()
+        self._end_purge()
         if self._pacer.idle("observe"):
             self._observer.close()
         else:
             self.abandoned = True  # gauges are not worth waiting for
+        self._hearing.stop()
         self._scheduler.shutdown(wait=False)
         server.stop()
 
-    def _sweep_ends_within(self, seconds: float) -> bool:
+    def _end_purge(self) -> None:
+        if not self._pacer.idle("purge"):
+            self._purge.cancel()  # what it deletes now the next daemon can delete as well
+        if self._ends_within("purge", MARGIN):
+            self._purge.close()
+        else:
+            self.abandoned = True
+
+    def _ends_within(self, job: str, seconds: float) -> bool:
         give_up = time.monotonic() + seconds
-        while not self._pacer.idle("sweep") and (remaining := give_up - time.monotonic()) > 0:
+        while not self._pacer.idle(job) and (remaining := give_up - time.monotonic()) > 0:
             self._job_ended.wait(remaining)
             self._job_ended.clear()
-        return self._pacer.idle("sweep")
+        return self._pacer.idle(job)
 
     # What the workers report, each from its own thread.
 
@@ -178,6 +203,10 @@ class Daemon:
         self._metrics.marked(batch)
         self._board.marked(batch)
         self._events.marked(batch)
+
+    def refused(self, run_id: UUID, retry_in: float, error: BaseException) -> None:
+        self._metrics.refused()
+        self._events.run_refused(run_id, retry_in, error)
 
     def swept(self, result: SweepResult) -> None:
         self._metrics.swept(result)
@@ -196,9 +225,8 @@ class Daemon:
         self._events.database(old, new, REMEDIES.get(new) or None, said)
         self._notifier.status(self._status())
         if new is DatabaseState.UP:
-            # The gauges' connection comes after the sweep's: a fleet that dialled both at once would double its rate.
             chance = random.random()  # noqa: S311  (spreads reconnects, guards nothing)
-            self._observe_from = time.monotonic() + 2 * self._settings.reconnect_spread * chance
+            self._observe_from = time.monotonic() + observer_pause(self._settings.reconnect_spread, chance)
             self._pacer.wake("observe")
         if new is DatabaseState.UPSTREAM_ENGINE:
             self._refuse_upstream()
@@ -245,7 +273,7 @@ class Daemon:
 
     def _make_scheduler(self) -> Any:
         scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(1), "observe": ThreadPoolExecutor(1)},
+            executors={name: ThreadPoolExecutor(1) for name in ("default", "observe", "purge")},
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
             timezone=UTC,
         )
@@ -286,7 +314,7 @@ class Daemon:
             remedies=REMEDIES.__getitem__,
         )
 
-    def _make_workers(self) -> tuple[Enforcer, Observer]:
+    def _make_workers(self) -> tuple[Enforcer, Observer, PurgeJob]:
         settings, tables = self._settings, tables_in(self._settings.schema_name)
 
         def current() -> Settings:
@@ -306,6 +334,12 @@ class Daemon:
             beat=self.beat,
             stopping=lambda: self._enforcer.stopping,
             mark=LowWaterMark(lambda: self._settings.poll_interval),
+            crew=[
+                make_link(current, statement_timeout=settings.statement_timeout)
+                for _ in range(settings.drain_connections - 1)
+            ],
+            on_crew_failure=self._events.drain_connection_failed,
+            isolation=Isolation(self.refused),
         )
         enforcer = Enforcer(
             sweeper,
@@ -314,6 +348,7 @@ class Daemon:
             poll_interval=lambda: self._settings.poll_interval,
             reconnect_max=lambda: self._settings.reconnect_max,
             reconnect_spread=lambda: self._settings.reconnect_spread,
+            rouse=lambda: self._pacer.wake("sweep"),
         )
         observer = Observer(
             tables,
@@ -321,10 +356,15 @@ class Daemon:
             page_budget=min(PAGE_BUDGET, settings.observe_budget),
             name=lambda: session_name(settings.instance, version("curfewd"), self._enforcer.slack),
         )
-        for name, job, executor in (("sweep", self._sweep_job, "default"), ("observe", self._observe_job, "observe")):
+        purge = PurgeJob(current, self._metrics, self._events, may_run=lambda: self._enforcer.state is DatabaseState.UP)
+        for name, job, executor in (
+            ("sweep", self._sweep_job, "default"),
+            ("observe", self._observe_job, "observe"),
+            ("purge", purge.run, "purge"),
+        ):
             self._scheduler.add_job(job, _OnDemand(), id=name, executor=executor)
             self._pacer.add(name)
-        return enforcer, observer
+        return enforcer, observer, purge
 
     # What is shown.
 
@@ -355,6 +395,7 @@ class Daemon:
             "instance": settings.instance,
             "poll_interval_s": settings.poll_interval,
             "batch_size": settings.batch_size,
+            "retention_s": settings.retention,
             "version": version("curfewd"),
             "python": platform.python_version(),
         }

@@ -16,11 +16,14 @@ from typing import Final
 
 from sqlalchemy import Connection
 
+from curfew_daemon.check_listener import what_is_wrong
 from curfew_daemon.config import Settings
-from curfew_daemon.conninfo import describe, read_database_url
+from curfew_daemon.conninfo import describe, has_purge_url, read_database_url, read_purge_url
 from curfew_daemon.database import BoundedConnection, bounded_engine
 from curfew_daemon.failures import REMEDIES, exit_of, is_database_error, shown, state_of
 from curfew_daemon.lifecycle import Exit
+from curfew_daemon.results import DatabaseState
+from curfew_daemon.retention import remedy_for
 from curfew_store.errors import SchemaMismatch
 from curfew_store.inspection import (
     ServerFacts,
@@ -30,6 +33,7 @@ from curfew_store.inspection import (
     missing_rights,
     server_facts,
 )
+from curfew_store.retention import missing_rights as missing_purge_rights
 from curfew_store.schema import Tables, tables_in
 from curfew_store.version import verify
 
@@ -78,6 +82,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
             conn = plain.execution_options(isolation_level="AUTOCOMMIT")
             yield from _examine_server(conn, describe(conninfo))
             yield from _examine_tables(conn, tables_in(settings.schema_name))
+            if settings.retention is not None:
+                yield _retention(settings)
+            if settings.listen:
+                yield _listener(settings, conn)
     except Exception as error:
         if not is_database_error(error):
             raise
@@ -176,6 +184,37 @@ def _examine_tables(conn: Connection, tables: Tables) -> Iterator[Finding]:
         remedy = "FlowOrchestrator's finished runs look overdue here; see `curfewd plan`"
         yield Finding(Level.ERROR, "engine", message, remedy, Exit.UPSTREAM_ENGINE)
     yield _orphans(conn, tables)
+
+
+def _listener(settings: Settings, conn: Connection) -> Finding:
+    wrong = what_is_wrong(settings, conn, answer_timeout=_ANSWER_TIMEOUT)
+    if wrong is None:
+        return Finding(Level.OK, "listener", "what is notified is heard where the daemon would listen")
+    message, remedy = wrong
+    return Finding(Level.WARNING, "listener", message, remedy)
+
+
+def _retention(settings: Settings) -> Finding:
+    """Whether whoever purges can be, and may delete; marking does not depend on it."""
+    engine = bounded_engine(
+        read_purge_url(settings),
+        application_name=f"curfewd check {settings.instance}",
+        connect_timeout=settings.connect_timeout,
+        answer_timeout=_ANSWER_TIMEOUT,
+    )
+    try:
+        with engine.connect() as conn:
+            role, missing = server_facts(conn).role, missing_purge_rights(conn, tables_in(settings.schema_name))
+    except Exception as error:
+        if not is_database_error(error):
+            raise
+        remedy = remedy_for(state_of(error), own_url=has_purge_url(settings))
+        return Finding(Level.WARNING, "retention", f"nothing is purged: {shown(error)}", remedy)
+    if missing:
+        message = f"nothing is purged: role {role} lacks {', '.join(missing)}"
+        return Finding(Level.WARNING, "retention", message, remedy_for(DatabaseState.DENIED, own_url=True))
+    kept = timedelta(seconds=settings.retention or 0)
+    return Finding(Level.OK, "retention", f"ended runs and their keys are deleted after {kept}, as {role}")
 
 
 def _claim(conn: Connection, tables: Tables) -> Finding:

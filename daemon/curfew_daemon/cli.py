@@ -1,4 +1,4 @@
-"""The command line: ``curfewd run | once | check | migrate | plan | demo``.
+"""The command line: ``curfewd run | once | check | migrate | plan | purge | demo``.
 
 Each command reads the settings from the environment, does one thing, and ends with a documented code. What
 only some commands need (Alembic, the HTTP server, rich) is imported in the command that needs it.
@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import durationpy
 import typer
 
 from curfew_daemon import events
 from curfew_daemon.config import Settings, SettingsError
+from curfew_daemon.environment import with_env_file
 from curfew_daemon.lifecycle import Exit
 
 EPILOG = (
@@ -93,6 +94,9 @@ def once(
         outcome = sweep_until_done(settings, patience.total_seconds())
     late = "" if outcome.lag_max is None else f", the latest {outcome.lag_max:,.3f} s after its deadline"
     typer.echo(f"marked {outcome.marked:,} runs in {outcome.duration:.2f} s{late}")
+    if outcome.overdue_remains and outcome.refused:
+        run_id, said = next(iter(outcome.refused.items()))
+        _fail(Exit.FAILURE, f"the database refuses to mark {len(outcome.refused)} overdue runs, {run_id} first: {said}")
     if outcome.overdue_remains:
         _fail(Exit.FAILURE, "overdue runs remain that others hold locked: run `curfewd once` again, or see pg_locks")
 
@@ -130,10 +134,10 @@ def migrate(
     from curfew_daemon.conninfo import read_migration_database_url  # noqa: PLC0415
     from curfew_daemon.database import bounded_engine  # noqa: PLC0415
     from curfew_store.errors import MigrationError  # noqa: PLC0415
-    from curfew_store.migrate import script, upgrade  # noqa: PLC0415
+    from curfew_store.migrate import upgrade  # noqa: PLC0415
 
     if sql:
-        typer.echo(script(schema=os.environ.get("CURFEW_SCHEMA") or "public"), nl=False)
+        typer.echo(_script(), nl=False)
         return
     settings = _settings()
     with _database_errors():
@@ -174,6 +178,43 @@ def plan(
             typer.echo(line)
 
 
+@app.command(epilog=EPILOG)
+def purge(
+    older_than: Annotated[
+        str | None, typer.Option(help="How long to keep a run after its end, as 30d or 12h. Default: CURFEW_RETENTION.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how much would be deleted, and delete nothing.")
+    ] = False,
+) -> None:
+    """Delete ended runs that are old, with their idempotency keys, and orphaned keys as old; then exit: for cron.
+
+    The same key starts a run again afterwards. What has not ended is never deleted. Where CURFEW_RETENTION is set,
+    `curfewd run` does this by itself. Uses CURFEW_PURGE_URL where it is set.
+    """
+    from curfew_daemon.purge_once import counted, purge_until_done  # noqa: PLC0415
+
+    age = None if older_than is None else _duration("--older-than", older_than)
+    settings = _settings()
+    if age is None:
+        if settings.retention is None:
+            raise typer.BadParameter("say how old, or set CURFEW_RETENTION", param_hint="--older-than")
+        age = timedelta(seconds=settings.retention)
+    with _database_errors():
+        if dry_run:
+            runs, orphaned = counted(settings, age)
+            typer.echo(f"would delete {runs:,} runs with their keys, and {orphaned:,} orphaned keys")
+            return
+        result = purge_until_done(settings, age)
+    gone = result.deleted
+    typer.echo(
+        f"deleted {gone.runs:,} runs with {gone.keys:,} keys, and {gone.orphaned_keys:,} orphaned keys, "
+        f"in {result.duration:.2f} s"
+    )
+    if result.outcome == "aside":
+        typer.echo("another purge of these tables is at work: the rest is left to it", err=True)
+
+
 @app.command()
 def demo(
     seconds: Annotated[float, typer.Option(min=3, max=3600, help="How long runs are started.")] = 20.0,
@@ -194,9 +235,26 @@ def _settings() -> Settings:
     try:
         return Settings.load()
     except SettingsError as error:
-        for problem in error.problems:
-            typer.echo(f"curfewd: {problem}", err=True)
-        raise typer.Exit(Exit.SETTINGS) from None
+        _refuse(error.problems)
+
+
+def _refuse(problems: Sequence[str]) -> NoReturn:
+    for problem in problems:
+        typer.echo(f"curfewd: {problem}", err=True)
+    raise typer.Exit(Exit.SETTINGS) from None
+
+
+def _script() -> str:
+    """The SQL of the migrations for the schema that is set. No other setting is read, since none is needed."""
+    from curfew_store.errors import InvalidValue  # noqa: PLC0415
+    from curfew_store.migrate import script  # noqa: PLC0415
+
+    try:
+        return script(schema=with_env_file(os.environ).get("CURFEW_SCHEMA") or "public")
+    except SettingsError as error:
+        _refuse(error.problems)
+    except InvalidValue as error:
+        _refuse([f"CURFEW_SCHEMA: {error.problem}"])
 
 
 def _duration(option: str, text: str) -> timedelta:

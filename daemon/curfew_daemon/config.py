@@ -13,9 +13,10 @@ from typing import Self
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from .conninfo import connect_attempts, read_database_url
+from .conninfo import connect_attempts, read_database_url, read_listen_url, read_purge_url
 from .environment import PREFIX, sort_environment, with_env_file
 from .setting_types import (
+    Age,
     DatabaseUrl,
     InstanceName,
     ListenAddress,
@@ -75,7 +76,19 @@ class Settings(BaseSettings):
         description="Longest sleep between two sweeps, in seconds. A deadline armed at least this long before it"
         " passes is met within milliseconds; one armed later, within this time.",
     )
-    batch_size: int = Field(default=500, ge=1, le=10_000, description="Most runs that one statement marks.")
+    batch_size: int = Field(
+        default=2000,
+        ge=1,
+        le=10_000,
+        description="Most runs that one statement marks. A sweep begins with 500 and doubles as long as more are due.",
+    )
+    drain_connections: int = Field(
+        default=4,
+        ge=1,
+        le=16,
+        description="Connections that mark a deep backlog together, the sweep's own among them. The others are made"
+        " when one sweep has marked 5,000 runs and more are due, and given up after it.",
+    )
     connect_timeout: int = Field(
         default=2,
         ge=2,
@@ -120,6 +133,42 @@ class Settings(BaseSettings):
         ge=0.01,
         le=60,
         description="Longest run of one query for those gauges, in seconds; at most `CURFEW_OBSERVE_INTERVAL`.",
+    )
+    retention: Age | None = Field(
+        default=None,
+        ge=60,
+        le=36_500 * 86_400,
+        json_schema_extra={"accepts": "duration, `1m` to `36500d`"},
+        description="How long to keep a run after its end, in seconds or as `30d` or `12h`. Older ones are deleted with"
+        " their idempotency keys, and keys as old that point to no run: **the same key then starts a run again**. None"
+        " keeps all.",
+    )
+    purge_interval: Seconds = Field(
+        default=3600.0,
+        ge=1,
+        le=86_400,
+        description="Time between two rounds through the tables for what is older than `CURFEW_RETENTION`, in seconds.",
+    )
+    purge_url: DatabaseUrl | None = Field(
+        default=None,
+        description="URL for deleting, as a role that may; what `curfewd run` marks with need not. Without it and its"
+        " file, the database URL.",
+    )
+    purge_url_file: SecretFile | None = Field(
+        default=None, description="File that holds the URL for deleting. Excludes `CURFEW_PURGE_URL`."
+    )
+    listen: bool = Field(
+        default=False,
+        description="Whether to listen for hints from producers whose store was made with `notify_within`: deadlines"
+        " nearer than the poll interval are then met within milliseconds, too. Takes a connection of its own.",
+    )
+    listen_url: DatabaseUrl | None = Field(
+        default=None,
+        description="URL for listening: past a pooler that shares sessions between transactions, through which nothing"
+        " is heard. Without it and its file, the database URL.",
+    )
+    listen_url_file: SecretFile | None = Field(
+        default=None, description="File that holds the URL for listening. Excludes `CURFEW_LISTEN_URL`."
     )
     shutdown_grace: Seconds = Field(
         default=10.0,
@@ -221,7 +270,7 @@ class Settings(BaseSettings):
 
     # Each of these looks back at a field above its own, so that one bad field does not hide another problem.
 
-    @field_validator("database_url_file", "migration_database_url_file")
+    @field_validator("database_url_file", "migration_database_url_file", "purge_url_file", "listen_url_file")
     @classmethod
     def _one_of_a_pair(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         other = str(info.field_name).removesuffix("_file")
@@ -255,6 +304,12 @@ RELOADABLE = frozenset(
         "database_url_file",
         "migration_database_url",
         "migration_database_url_file",
+        "retention",
+        "purge_interval",
+        "purge_url",
+        "purge_url_file",
+        "listen_url",
+        "listen_url_file",
         "poll_interval",
         "batch_size",
         "log_level",
@@ -303,6 +358,8 @@ def _problems_at_run_time(settings: Settings, environ: Mapping[str, str]) -> lis
     """What only shows beside the world around: the file of the URL, the number of hosts, the watchdog."""
     try:
         conninfo = read_database_url(settings)
+        read_purge_url(settings)
+        read_listen_url(settings)
     except SettingsError as error:
         return list(error.problems)
     attempts = connect_attempts(conninfo, environ)

@@ -19,12 +19,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import SecretStr
 
 from .settings_error import SettingsError
+from .text_file import read_text
 
 if TYPE_CHECKING:
     from .config import Settings
-
-FILE_LIMIT = 64 * 1024
-"""Bytes that a file with a database URL may hold."""
 
 _SECRET_OPTIONS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 _SHOWN_OPTIONS = ("service", "host", "hostaddr", "port", "dbname", "user")
@@ -118,6 +116,25 @@ def read_migration_database_url(settings: Settings) -> str:
     if settings.migration_database_url is None and settings.migration_database_url_file is None:
         return read_database_url(settings)
     return _read("CURFEW_MIGRATION_DATABASE_URL", settings.migration_database_url, settings.migration_database_url_file)
+
+
+def read_purge_url(settings: Settings) -> str:
+    """The conninfo for the purge: its own where one is set, else that of `read_database_url`."""
+    if not has_purge_url(settings):
+        return read_database_url(settings)
+    return _read("CURFEW_PURGE_URL", settings.purge_url, settings.purge_url_file)
+
+
+def read_listen_url(settings: Settings) -> str:
+    """The conninfo for LISTEN: its own where one is set, else that of `read_database_url`."""
+    if settings.listen_url is None and settings.listen_url_file is None:
+        return read_database_url(settings)
+    return _read("CURFEW_LISTEN_URL", settings.listen_url, settings.listen_url_file)
+
+
+def has_purge_url(settings: Settings) -> bool:
+    """Whether the purge connects as somebody else, or elsewhere, than the daemon."""
+    return settings.purge_url is not None or settings.purge_url_file is not None
 
 
 def _options(conninfo: str) -> dict[str, str]:
@@ -218,7 +235,8 @@ def _plain_or_encoded(character: str) -> str:
 def _read(variable: str, url: SecretStr | None, path: Path | None) -> str:
     if path is not None:
         variable = f"{variable}_FILE"
-        text, problem = _read_file(path)
+        text, problem = read_text(path)
+        text = text.rstrip("\r\n")
         where = f"{variable}: {str(path)!r} "
     else:
         text, problem = url.get_secret_value() if url else "", ""
@@ -229,24 +247,3 @@ def _read(variable: str, url: SecretStr | None, path: Path | None) -> str:
         except ConninfoError as error:
             problem = str(error)
     raise SettingsError([where + problem])
-
-
-def _read_file(path: Path) -> tuple[str, str]:
-    """The text of the file without its trailing newlines and "", or "" and what is wrong with it."""
-    try:
-        # A pipe would block the caller for as long as nobody writes, and could be read only once.
-        if path.exists() and not path.is_file():
-            return "", "is not a regular file"
-        with path.open("rb") as file:
-            content = file.read(FILE_LIMIT + 1)
-    except OSError as error:
-        return "", f"cannot be read: {error.strerror}"
-    if len(content) > FILE_LIMIT:
-        return "", f"is larger than {FILE_LIMIT} bytes"
-    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        return "", "begins with a byte order mark; store it as UTF-8 without one"
-    try:
-        text = content.decode().rstrip("\r\n")
-    except UnicodeDecodeError:
-        return "", "is not UTF-8"
-    return text, ""

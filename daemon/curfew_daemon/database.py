@@ -79,7 +79,10 @@ class _Dialling:
         self._abandoned = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, args=(dial,), name="curfewd-dial", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the process has reached its limit of threads
+            raise psycopg.OperationalError(f"no connect: {error}") from error
 
     def _run(self, dial: Callable[[], BoundedConnection]) -> None:
         try:

@@ -12,15 +12,25 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import replace
+from typing import Final, Protocol
 
 from curfew_daemon.database import Link
 from curfew_daemon.failures import is_database_error, state_of
+from curfew_daemon.hints import Hints
 from curfew_daemon.results import DatabaseState, SweepResult
 from curfew_daemon.sweeper import Sweeper
 from curfew_daemon.wake import Pace, Seen, Wake
+from curfew_store.hints import Hint
 
 __all__ = ["Enforcer", "Listener", "seen_by"]
+
+
+GAP: Final = 0.05
+"""Seconds to the next wake-up that are enough for the way through the scheduler, which takes some milliseconds."""
+
+LONGEST_SERVICE: Final = 60.0
+"""Seconds after which `Enforcer.serve` returns also where there is no such gap."""
 
 
 class Listener(Protocol):
@@ -49,16 +59,17 @@ def seen_by(result: SweepResult) -> Seen:
         overdue_remains=result.overdue_remains,
         next_due_in=result.next_due_in,
         overdue_age=result.overdue_age,
-        lag_max=result.lag_max,
+        known_lag=result.known_lag,
         beaten=result.beaten,
         full_look_in=result.full_look_in,
     )
 
 
 class Enforcer:
-    """Serves deadlines through *sweeper* and *link*. `nudge`, `stop` and `reconnect` are for other threads.
+    """Serves deadlines through *sweeper* and *link*. `nudge`, `hinted`, `stop`, `reconnect` are for other threads.
 
-    *poll_interval*, *reconnect_max* and *reconnect_spread* are asked each time, in seconds.
+    *poll_interval*, *reconnect_max* and *reconnect_spread* are asked each time, in seconds. *rouse* is called when a
+    hint asks for an earlier call of `serve` than the one that was returned.
     """
 
     def __init__(
@@ -70,6 +81,7 @@ class Enforcer:
         poll_interval: Callable[[], float],
         reconnect_max: Callable[[], float],
         reconnect_spread: Callable[[], float] = lambda: 0.0,
+        rouse: Callable[[], None] = lambda: None,
     ) -> None:
         self._sweeper = sweeper
         self._link = link
@@ -77,6 +89,10 @@ class Enforcer:
         self._poll_interval = poll_interval
         self._reconnect_max = reconnect_max
         self._reconnect_spread = reconnect_spread
+        self._rouse = rouse
+        self._hints = Hints()
+        self._serving = False
+        self._at_once = False
         self._nudged = threading.Event()
         self._stopping = threading.Event()
         self._reconnect = False
@@ -98,63 +114,98 @@ class Enforcer:
     def stop(self) -> None:
         """Let the statement in hand end and begin no other."""
         self._stopping.set()
-        self._nudged.set()
+        self.nudge()
 
     def nudge(self) -> None:
         """End the wait, if there is one, and sweep."""
+        self._at_once = True
         self._nudged.set()
+
+    def hinted(self, hint: Hint) -> bool:
+        """A deadline was set; whether the next sweep comes sooner for it. Costs no statement."""
+        sooner = self._hints.heard(hint, self._pace.slack)
+        if sooner:
+            self._nudged.set()
+            if not self._serving:
+                self._rouse()
+        return sooner
 
     def reconnect(self) -> None:
         """Use a new connection from the next sweep on."""
         self._reconnect = True
 
     def cancel(self) -> None:
-        """Have the server end the statement in hand; waits a second at most."""
+        """Have the server end the statement in hand; waits a second for each connection at most."""
         self._link.cancel()
+        self._sweeper.cancel()
 
     def close(self) -> None:
         """Give the connection up; only once nothing serves any more."""
         self._link.close()
 
     def serve(self, reason: str | None = None) -> Wake:
-        """Sweep, and again while the next wake-up is near; at most for about a poll interval.
+        """Sweep, and again while the next wake-up is near: for a poll interval, and then until there is time.
 
-        *reason* overrides why the first sweep woke. Returns when and why to serve again.
+        Deadlines that come closer together than `GAP` are not kept waiting for the scheduler, for `LONGEST_SERVICE` at
+        most. *reason* overrides why the first sweep woke. Returns when and why to serve again.
         """
-        until = time.monotonic() + self._poll_interval()
+        self._serving = True
+        began = time.monotonic()
+        until = began + self._poll_interval()
         wake = self._next if reason is None else Wake(0.0, reason)
-        while True:
-            if self.stopping:
-                return wake
-            self._nudged.clear()
+        if reason is None and self._hints.earliest is not None:  # roused before its time, to wait for a hint's
+            wake = self._wait(wake, self._hints.sweep_at)
+        while not self.stopping:
             wake = self._sweep(wake.reason)
             due_at = time.monotonic() + wake.delay
-            if wake.reason in {"poll", "retry"} or due_at > until:
+            hard_upon = wake.delay < GAP and due_at <= began + LONGEST_SERVICE
+            near = wake.reason not in {"poll", "retry"} and (due_at <= until or hard_upon)
+            hint = self._hints.earliest
+            if not near and (hint is None or hint.at > until):
                 self._next = wake
-                return wake
-            if self._wait(due_at):
-                wake = Wake(0.0, "hint")
+                break
+            wake = self._wait(wake, due_at)
+        self._serving = False
+        # Looked at last: a hint that is heard from here on rouses.
+        hint = self._hints.earliest
+        return wake if hint is None else Wake(max(0.0, hint.at - time.monotonic()), "hint")
 
-    def _wait(self, until: float) -> bool:
-        """Sleeps on the monotonic clock; ``True`` if a nudge ended it."""
-        remaining = until - time.monotonic()
-        return remaining > 0 and self._nudged.wait(remaining)
+    def _wait(self, wake: Wake, due_at: float) -> Wake:
+        """Sleeps until *wake* is due, a hint is, or a nudge comes; what to sweep for then."""
+        while not self._at_once:
+            hint = self._hints.earliest
+            at = due_at if hint is None else hint.at
+            remaining = at - time.monotonic()
+            if remaining <= 0:
+                if hint is None:
+                    return wake
+                if hint.early:
+                    self._sweeper.expect(hint.hint, hint.at)
+                return Wake(0.0, "hint")
+            self._nudged.wait(remaining)
+            self._nudged.clear()
+        return Wake(0.0, "hint")
 
     def _sweep(self, reason: str) -> Wake:
         self._listener.beat()
         self._listener.woke(reason)
+        self._at_once = False
+        self._hints.sweep_begins()
         if self._reconnect:
             self._reconnect = False
             self._link.drop()
         try:
-            result = self._sweeper.run_once(reason, slack=self._pace.slack)
+            result = self._sweeper.run_once(reason, slack=self._pace.patience)
+            result = replace(result, slack=self._pace.slack)
         except Exception as error:  # noqa: BLE001  (whatever it is, the daemon goes on; the listener tells of it)
             self._link.drop()
+            self._hints.sweep_failed()
             return self._failed(error)
         self._enter(DatabaseState.UP, None)
         self.last_success = time.monotonic()
         self._listener.swept(result)
         self._pace, wake = self._pace.after_sweep(seen_by(result), poll_interval=self._poll_interval())
+        self._hints.sweep_ended(time.monotonic() + wake.delay, result.seen)
         return wake
 
     def _failed(self, error: Exception) -> Wake:

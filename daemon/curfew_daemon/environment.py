@@ -4,11 +4,13 @@ import difflib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from curfew_daemon.settings_error import SettingsError
+from curfew_daemon.text_file import read_text
 
 PREFIX = "CURFEW_"
 
@@ -40,22 +42,35 @@ def with_env_file(environ: Mapping[str, str]) -> dict[str, str]:
     """`environ`, and beneath it the settings in the file that `CURFEW_ENV_FILE` names, if it is set.
 
     The process's own environment cannot be changed from outside, so this file is what SIGHUP reads again.
-    Raises `SettingsError` if it cannot be read, or holds anything but `CURFEW_*` settings.
+    Raises `SettingsError` if it cannot be read, exceeds 64 KiB, or holds anything but `CURFEW_*` settings.
     """
     merged = dict(environ)
     path = merged.pop(ENV_FILE, "")
     if not path:
         return merged
-    try:
-        with Path(path).open(encoding="utf-8") as lines:
-            given = dotenv_values(stream=lines, interpolate=False)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise SettingsError([f"{ENV_FILE}: cannot read {path}: {reason}"]) from None
-    foreign = [name for name in given if not name.startswith(PREFIX) or name == ENV_FILE]
-    if foreign or None in given.values():
-        raise SettingsError([f"{ENV_FILE}: {path} may hold lines CURFEW_…=value only, and no {ENV_FILE}"])
-    return {**{name: value or "" for name, value in given.items()}, **merged}
+    text, problem = read_text(Path(path))
+    if problem:
+        raise SettingsError([f"{ENV_FILE}: {path!r} {problem}"])
+    return {**_settings_in(text, path), **merged}
+
+
+def _settings_in(text: str, path: str) -> dict[str, str]:
+    """The settings of a file; of one that is given twice the last, as systemd does it."""
+    given: dict[str, str] = {}
+    for line in parse_stream(StringIO(text)):
+        name, value = line.key, line.value
+        if name is None and not line.error:
+            continue  # a comment
+        if name is None or value is None or not name.startswith(PREFIX) or name == ENV_FILE:
+            # Without the line itself, which may be a secret in the wrong place.
+            raise SettingsError(
+                [
+                    f"{ENV_FILE}: {path!r} may hold lines CURFEW_…=value only, and no {ENV_FILE}:"
+                    f" see line {line.original.line}"
+                ]
+            )
+        given[name] = value
+    return given
 
 
 @dataclass(frozen=True, slots=True)

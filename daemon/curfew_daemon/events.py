@@ -8,11 +8,14 @@ in `loglines.py`.
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import structlog
 
+from curfew_daemon.digest import Digest, MarkedDigest
+from curfew_daemon.isolation import FIRST_PAUSE
 from curfew_daemon.loglines import LIBRARY_MESSAGE, configure, dropped, enabled, set_level
-from curfew_daemon.results import DatabaseState, MarkedBatch, Observation, SweepResult
+from curfew_daemon.results import DatabaseState, ListenerState, MarkedBatch, Observation, PurgeResult, SweepResult
 
 __all__ = ["EVENTS", "Event", "Events", "configure", "dropped", "set_level", "table"]
 
@@ -92,7 +95,7 @@ RUNS_TIMED_OUT = _event(
     "runs_timed_out",
     "info",
     "A sweep marked `count` runs, in `batches` within `duration_ms`, at most `lag_max_ms` late; "
-    "`run_ids` are the first five.",
+    "`run_ids` are the first five. While sweeps follow closely, one line a second for all `sweeps` since the last.",
 )
 RUN_TIMED_OUT = _event(
     "run_timed_out",
@@ -109,12 +112,36 @@ SWEEP_FAILED = _event(
     "error",
     "A sweep ended in `error`, which is no state of the database; it is tried again. Repeated at debug.",
 )
+RUN_REFUSED = _event(
+    "run_refused",
+    "error",
+    "The database refused to mark `run_id` (`error`), by a trigger or a constraint, say. The others are marked, this"
+    " one is tried again in `retry_in_s`. Repeated at debug.",
+)
+DRAIN_CONNECTION_FAILED = _event(
+    "drain_connection_failed",
+    "warning",
+    "A further connection for a deep backlog ended in `error`; the others mark its part. Repeated at debug.",
+)
 OBSERVATION_FAILED = _event(
     "observation_failed",
     "warning",
     "The table could not be counted; its gauges keep what was last seen. Said once until one succeeds.",
 )
 OBSERVATION_RECOVERED = _event("observation_recovered", "info", "The table could be counted again.")
+PURGED = _event(
+    "purged",
+    "info",
+    "A round of the purge deleted `runs` with their `keys`, and `orphaned_keys`, in `statements` that took `worked_ms`"
+    " of `duration_ms`. At debug where there was nothing to delete, or another daemon was at it (`outcome` aside).",
+)
+PURGE_FAILED = _event(
+    "purge_failed",
+    "warning",
+    "The database kept a round of the purge from its end (`state`, `error`, `remedy`); it goes on later, and marking is"
+    " not touched. Said once until the state changes.",
+)
+PURGE_RECOVERED = _event("purge_recovered", "info", "A round of the purge ended well again.")
 HTTP_LISTENING = _event("http_listening", "info", "The metrics and health pages are served at `url`.")
 HTTP_DIED = _event(
     "http_died",
@@ -126,6 +153,12 @@ SCHEDULER_JOB_FAILED = _event(
     "scheduler_job_failed",
     "error",
     "The job `job` raised an error that it should have handled; it stays scheduled.",
+)
+LISTENER_STATE_CHANGED = _event(
+    "listener_state_changed",
+    "warning",
+    "The listener went from state `old` to `new`; `remedy` says what to do, `error` is the first line of what it met."
+    " Marking is not touched. At level info when the new state is up.",
 )
 LIBRARY = _event(LIBRARY_MESSAGE, "warning", "Another library's own wording, in `message`; `logger` says whose.")
 
@@ -147,8 +180,11 @@ class Events:
 
     def __init__(self) -> None:
         self._log = structlog.get_logger("curfewd")
+        self._digest = Digest()
         self._repeated_failure: str | None = None
+        self._repeated_drain_failure: str | None = None
         self._observation_failing = False
+        self._purge_failing: str | None = None
 
     def started(self, **settings: Any) -> None:
         """The loop runs with these settings; the caller leaves secrets out."""
@@ -168,6 +204,7 @@ class Events:
 
     def stopped(self, exit_code: int) -> None:
         """The process is about to end."""
+        self._say_marked(self._digest.flush())
         self._say(STOPPED, exit_code=exit_code)
 
     def crashed(self, error: BaseException, where: str) -> None:
@@ -205,6 +242,17 @@ class Events:
             fields["error"] = first_line(error)
         self._say(DATABASE_STATE_CHANGED, at_level="info" if new is DatabaseState.UP else None, **fields)
 
+    def listener(
+        self, old: ListenerState | None, new: ListenerState, remedy: str | None, error: BaseException | str | None
+    ) -> None:
+        """The listener's state changed; call it for changes only. Anything but up is a warning."""
+        fields: dict[str, Any] = {"old": old, "new": new}
+        if remedy:
+            fields["remedy"] = remedy
+        if error is not None:
+            fields["error"] = first_line(error)
+        self._say(LISTENER_STATE_CHANGED, at_level="info" if new is ListenerState.UP else None, **fields)
+
     def startup_options_dropped(self, options: Iterable[str]) -> None:
         """A pooler refused startup options."""
         self._say(STARTUP_OPTIONS_DROPPED, options=sorted(options))
@@ -227,19 +275,10 @@ class Events:
             )
 
     def swept(self, result: SweepResult) -> None:
-        """A sweep ended well: one line if it marked something, one at debug if not."""
+        """A sweep ended well: a line if it marked something, at most one a second; one at debug if not."""
         self._repeated_failure = None
-        if result.marked:
-            self._say(
-                RUNS_TIMED_OUT,
-                count=result.marked,
-                lag_max_ms=_milliseconds(result.lag_max),
-                duration_ms=_milliseconds(result.duration),
-                batches=result.batches,
-                run_ids=result.run_ids[:5],
-                reason=result.reason,
-            )
-        elif enabled(SWEEP_SILENT.level):
+        self._say_marked(self._digest.swept(result))
+        if not result.marked and enabled(SWEEP_SILENT.level):
             self._say(
                 SWEEP_SILENT,
                 reason=result.reason,
@@ -250,12 +289,37 @@ class Events:
 
     def sweep_failed(self, error: BaseException) -> None:
         """A sweep ended in an error; the same one again, with no good sweep between, only at debug."""
+        self._say_marked(self._digest.flush())
         line = first_line(error)
         if line == self._repeated_failure:
             self._say(SWEEP_FAILED, at_level="debug", error=line)
             return
         self._repeated_failure = line
         self._say(SWEEP_FAILED, error=line, exc_info=error)
+
+    def run_refused(self, run_id: UUID, retry_in: float, error: BaseException) -> None:
+        """The database refused to mark a run; told at its usual level the first time only."""
+        level = None if retry_in <= FIRST_PAUSE else "debug"
+        self._say(RUN_REFUSED, at_level=level, run_id=str(run_id), error=first_line(error), retry_in_s=retry_in)
+
+    def _say_marked(self, digest: MarkedDigest | None) -> None:
+        if digest is not None:
+            self._say(
+                RUNS_TIMED_OUT,
+                count=digest.count,
+                lag_max_ms=_milliseconds(digest.lag_max),
+                duration_ms=_milliseconds(digest.duration),
+                sweeps=digest.sweeps,
+                batches=digest.batches,
+                run_ids=digest.run_ids,
+                reason=digest.reason,
+            )
+
+    def drain_connection_failed(self, error: BaseException) -> None:
+        """A further connection of a drain gave up; for the same reason again, only at debug."""
+        line = first_line(error)
+        repeated, self._repeated_drain_failure = line == self._repeated_drain_failure, line
+        self._say(DRAIN_CONNECTION_FAILED, at_level="debug" if repeated else None, error=line)
 
     def observed(self, _observation: Observation) -> None:
         """An observation succeeded: said once after one that failed."""
@@ -268,6 +332,31 @@ class Events:
         if not self._observation_failing:
             self._observation_failing = True
             self._say(OBSERVATION_FAILED, error=first_line(error))
+
+    def purged(self, result: PurgeResult) -> None:
+        """A round of the purge ended without an error."""
+        if self._purge_failing is not None:
+            self._purge_failing = None
+            self._say(PURGE_RECOVERED)
+        deleted = result.deleted
+        self._say(
+            PURGED,
+            at_level=None if deleted.runs or deleted.orphaned_keys else "debug",
+            outcome=result.outcome,
+            runs=deleted.runs,
+            keys=deleted.keys,
+            orphaned_keys=deleted.orphaned_keys,
+            statements=result.statements,
+            worked_ms=_milliseconds(result.worked),
+            duration_ms=_milliseconds(result.duration),
+        )
+
+    def purge_failed(self, state: DatabaseState, error: BaseException | str, remedy: str) -> None:
+        """A round of the purge met an error: said once until the state changes, or a round ends well."""
+        if self._purge_failing == state:
+            return
+        self._purge_failing = state
+        self._say(PURGE_FAILED, state=state, error=first_line(error), remedy=remedy)
 
     def http_listening(self, url: str) -> None:
         """The pages are served."""

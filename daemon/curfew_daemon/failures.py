@@ -18,7 +18,7 @@ from curfew_daemon.results import DatabaseState
 from curfew_daemon.settings_error import SettingsError
 from curfew_store.errors import SchemaMismatch, sqlstate_of
 
-__all__ = ["REMEDIES", "DatabaseRefusal", "exit_of", "is_database_error", "shown", "state_of"]
+__all__ = ["REMEDIES", "DatabaseRefusal", "blames_a_row", "exit_of", "is_database_error", "shown", "state_of"]
 
 
 class DatabaseRefusal(Exception):
@@ -111,10 +111,30 @@ def state_of(error: BaseException) -> DatabaseState:
     return next((state for fragment, state in _BY_WORDS if fragment in words), DatabaseState.UNREACHABLE)
 
 
+# Appendix A of PostgreSQL's manual: errors of what a statement did to a row, by the class of their SQLSTATE.
+_OF_A_ROW: Final = (
+    "09",  # triggered action exception
+    "22",  # data exception
+    "23",  # integrity constraint violation
+    "27",  # triggered data change violation
+    "38",  # external routine exception
+    "39",  # external routine invocation exception
+    "44",  # WITH CHECK OPTION violation
+    "P0",  # PL/pgSQL error, such as RAISE EXCEPTION
+    "XX",  # internal error, such as a damaged page
+)
+
+
+def blames_a_row(error: BaseException) -> bool:
+    """Whether *error* may be the fault of a single row, so that the statement could succeed without it."""
+    return (sqlstate_of(error) or "").startswith(_OF_A_ROW)
+
+
 def is_database_error(error: BaseException) -> bool:
     """Whether *error* comes from the database or from the way to it, rather than from a defect of ours.
 
-    A `SettingsError` at run time is a file with the URL that cannot be read (any more).
+    A `SettingsError` at run time is a file with the URL that cannot be read (any more). An `OSError` comes from the
+    operating system on that way: no file descriptor left for a connection, say.
     """
     return isinstance(
         error,
@@ -123,7 +143,8 @@ def is_database_error(error: BaseException) -> bool:
         | SettingsError
         | psycopg.OperationalError
         | psycopg.InterfaceError
-        | sqlalchemy.exc.DBAPIError,
+        | sqlalchemy.exc.DBAPIError
+        | OSError,
     )
 
 

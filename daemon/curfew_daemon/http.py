@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -142,13 +143,37 @@ def wants_openmetrics(accept: str) -> bool:
 
 
 class _BoundedProtocol(H11Protocol):
-    """A connection that ends: uvicorn bounds the idle time after a response, but not a request that never comes."""
+    """A connection that ends: uvicorn bounds the idle time after a response, but not a request that never comes.
+
+    Where there are too many, the oldest that waits for its client makes room: slow clients, however many, then cost
+    each other their places, and never a scrape that is asked for in one piece.
+    """
 
     _end: asyncio.TimerHandle | None = None
+    since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as its parent
+        self.since = self.loop.time()
+        if len(self.connections) >= _CONNECTIONS:
+            self._make_room()
         super().connection_made(transport)
         self._end = self.loop.call_later(_REQUEST_TIMEOUT, transport.abort)
+
+    def _make_room(self) -> None:
+        others = [each for each in self.connections if isinstance(each, _BoundedProtocol)]
+        waiting = [each for each in others if each.cycle is None or each.cycle.response_complete]
+        oldest = min(waiting or others, key=lambda each: each.since)
+        oldest.transport.abort()
+        self.connections.discard(oldest)  # at once: its own farewell comes with the next turn of the loop
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse nonsense once, also where it follows the head of a request that is being answered."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # nothing more from the application, and no complaint about it
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._end is not None:
@@ -179,7 +204,7 @@ class HttpServer:
                 server_header=False,
                 proxy_headers=False,
                 headers=[("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")],
-                limit_concurrency=_CONNECTIONS,
+                limit_concurrency=2 * _CONNECTIONS,  # never reached: `_BoundedProtocol` keeps below
                 timeout_keep_alive=2,
                 timeout_graceful_shutdown=1,
             )

@@ -28,12 +28,15 @@ class Exit(IntEnum):
     FAILURE = 1, "Something failed, or `check` found something: the message says what."
     USAGE = 2, "The command line is not understood."
     SETTINGS = 3, "A setting is missing, unknown or out of range: the message names the variable."
-    DATABASE = 4, "The database cannot be reached or refuses (`once`, `plan`, `check`, `migrate`; `run` waits)."
+    DATABASE = (
+        4,
+        "The database cannot be reached or refuses (`once`, `plan`, `purge`, `check`, `migrate`; `run` waits).",
+    )
     SCHEMA = (
         5,
         "The schema is missing, too old, or too new for this release: the message says what to run (`run` waits).",
     )
-    UPSTREAM_ENGINE = 6, "Another engine's `flow_runs` stands beside the controls: `run` and `once` refuse."
+    UPSTREAM_ENGINE = 6, "Another engine's `flow_runs` stands beside the controls: `run`, `once` and `purge` refuse."
     PORT_TAKEN = 7, "The address for HTTP cannot be used: taken, not permitted or unknown."
     MISSING_EXTRA = 8, "The `daemon` extra is not installed: the message holds the install line."
 

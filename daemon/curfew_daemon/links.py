@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from curfew_daemon.config import Settings
 from curfew_daemon.conninfo import connect_attempts, read_database_url
@@ -20,18 +21,21 @@ def make_link(
     statement_timeout: float,
     on_options_dropped: Callable[[list[str]], None] = lambda _names: None,
     beat: Callable[[], None] = lambda: None,
+    read_url: Callable[[Settings], str] = read_database_url,
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> Link:
     """A link for the settings in force; the URL is read again at every connect.
 
-    Raises `SettingsError` if it cannot be read now. *statement_timeout* is in seconds.
+    Raises `SettingsError` if it cannot be read now. *statement_timeout* is in seconds; *read_url* chooses another of
+    the settings' URLs, *options* are server settings on top of those that every session has.
     """
     settings = current()
-    attempts = connect_attempts(read_database_url(settings), os.environ)
+    attempts = connect_attempts(read_url(settings), os.environ)
     return Link(
         tables_in(settings.schema_name),
-        lambda: read_database_url(current()),
+        lambda: read_url(current()),
         application_name=f"curfewd {settings.instance}",
-        options=_session_options(settings, statement_timeout),
+        options=_session_options(settings, statement_timeout) | dict(options),
         connect_timeout=settings.connect_timeout,
         longest_dial=attempts * settings.connect_timeout + MARGIN,
         answer_timeout=statement_timeout + MARGIN,

@@ -137,6 +137,10 @@ def _drop_below_level(_logger: object, method: str, event_dict: MutableMapping[s
     return event_dict
 
 
+class _Trace(list[str]):
+    """The lines of a traceback, told apart from what a caller may give under the same name."""
+
+
 def _clean_event(logger: _Sink, _method: str, event_dict: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Known keys first, every key and value clean, a traceback as a list of clean lines."""
     trace = _traceback(event_dict.pop("exc_info", None))
@@ -149,7 +153,7 @@ def _clean_event(logger: _Sink, _method: str, event_dict: MutableMapping[str, An
     return cleaned
 
 
-def _traceback(exc_info: object) -> list[str]:
+def _traceback(exc_info: object) -> _Trace:
     """The last lines of the traceback, without locals: they may hold secrets."""
     error = exc_info
     if exc_info is True:
@@ -157,16 +161,16 @@ def _traceback(exc_info: object) -> list[str]:
     elif isinstance(exc_info, tuple):
         error = exc_info[1]
     if not isinstance(error, BaseException):
-        return []
+        return _Trace()
     lines = "".join(traceback.format_exception(error)).splitlines()
-    return [clean(line) for line in lines[-_TRACEBACK_LINES:]]
+    return _Trace(clean(line) for line in lines[-_TRACEBACK_LINES:])
 
 
 def _render(_logger: object, _method: str, event_dict: MutableMapping[str, Any]) -> str:
     if _log.console:
         return _render_console(event_dict, _log.colors)
-    if "exception" in event_dict:
-        event_dict["exception"] = "\n".join(event_dict["exception"])
+    if isinstance(trace := event_dict.get("exception"), _Trace):
+        event_dict["exception"] = "\n".join(trace)
     return json.dumps(event_dict)  # ASCII only: any stream can carry it and no reader sees a stray line end
 
 
@@ -175,7 +179,7 @@ def _render_console(event_dict: MutableMapping[str, Any], colors: bool) -> str:
         return f"{color}{text}{_RESET}" if colors else text
 
     timestamp, level, logger, event = (str(event_dict.pop(key)) for key in _FIRST)
-    trace = event_dict.pop("exception", ())
+    trace = event_dict.pop("exception") if isinstance(event_dict.get("exception"), _Trace) else ()
     if logger != "curfewd":
         event_dict["logger"] = logger
     parts = [

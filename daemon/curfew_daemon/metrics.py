@@ -26,10 +26,21 @@ from prometheus_client import (
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from curfew_daemon.histogram import BatchHistogram
-from curfew_daemon.results import DatabaseState, MarkedBatch, Observation, SweepResult
+from curfew_daemon.results import (
+    DatabaseState,
+    HintOutcome,
+    ListenerState,
+    MarkedBatch,
+    Observation,
+    PurgedSlice,
+    PurgeResult,
+    SweepResult,
+)
 
 WAKE_REASONS = ("start", "deadline", "poll", "more", "blocked", "retry", "hint", "reload")
 SWEEP_OUTCOMES = ("ok", "error")
+PURGE_OUTCOMES = ("ok", "aside", "error")
+PURGED_KINDS = ("run", "key", "orphaned_key")
 SCHEDULER_EVENTS = ("executed", "error", "missed", "max_instances")
 
 # From one millisecond, the lag of a sweep that slept until the deadline, to an hour, a daemon that was away.
@@ -50,6 +61,7 @@ class Described(NamedTuple):
 
 METRICS: tuple[Described, ...] = (
     Described("curfew_runs_timed_out_total", "counter", "Runs that this daemon marked as timed out."),
+    Described("curfew_marks_refused_total", "counter", "Attempts to mark a run that the database refused, one by one."),
     Described(
         "curfew_enforcement_lag_seconds",
         "histogram",
@@ -108,13 +120,46 @@ METRICS: tuple[Described, ...] = (
     Described(
         "curfew_standby_slack_seconds",
         "gauge",
-        "How long this daemon leaves an overdue run to faster ones; 0 for an active daemon.",
+        "How long past a deadline this daemon sleeps, for a faster one to meet it; 0 for an active daemon.",
     ),
     Described(
         "curfew_scheduler_events_total",
         "counter",
         "Events of the job scheduler; `missed` and `max_instances` are jobs that did not run on time.",
         {"event": SCHEDULER_EVENTS},
+    ),
+    Described(
+        "curfew_retention_seconds", "gauge", "How long runs are kept after their end, 0 for ever (`CURFEW_RETENTION`)."
+    ),
+    Described(
+        "curfew_purged_rows_total",
+        "counter",
+        "Rows that this daemon deleted: ended runs, their keys, and keys that pointed to no run.",
+        {"kind": PURGED_KINDS},
+    ),
+    Described(
+        "curfew_purge_rounds_total",
+        "counter",
+        "Rounds of the purge by outcome; `aside`: left to another daemon that was at it, `error`: interrupted.",
+        {"outcome": PURGE_OUTCOMES},
+    ),
+    Described("curfew_purge_duration_seconds", "gauge", "Duration of the last whole round, rests included."),
+    Described(
+        "curfew_last_successful_purge_timestamp_seconds",
+        "gauge",
+        "Unix time at which the last whole round ended, 0 before the first.",
+    ),
+    Described(
+        "curfew_listener_state",
+        "gauge",
+        "1 for the state of the listener that holds, 0 for the others; all 0 before it has connected or failed.",
+        {"state": tuple(ListenerState)},
+    ),
+    Described(
+        "curfew_hints_total",
+        "counter",
+        "Notifications heard, by what came of them; `known`: the sweep that was planned comes in time.",
+        {"outcome": tuple(HintOutcome)},
     ),
     Described("curfew_build_info", "info", "Always 1; the versions are its labels.", {"version": (), "python": ()}),
 )
@@ -150,6 +195,7 @@ class Metrics:
         self.registry = CollectorRegistry() if registry is None else registry
         self._clock = clock
         self._runs_timed_out = self._counter("curfew_runs_timed_out_total")
+        self._marks_refused = self._counter("curfew_marks_refused_total")
         self._lag = BatchHistogram(*_name_and_help("curfew_enforcement_lag_seconds"), LAG_BUCKETS)
         self._sweeps = self._counter("curfew_sweeps_total")
         self._sweep_duration = Histogram(
@@ -175,6 +221,13 @@ class Metrics:
         self._full_look_period = self._gauge("curfew_full_look_period_seconds")
         self._slack = self._gauge("curfew_standby_slack_seconds")
         self._scheduler_events = self._counter("curfew_scheduler_events_total")
+        self._retention = self._gauge("curfew_retention_seconds")
+        self._purged_rows = self._counter("curfew_purged_rows_total")
+        self._purge_rounds = self._counter("curfew_purge_rounds_total")
+        self._purge_duration = self._gauge("curfew_purge_duration_seconds")
+        self._last_successful_purge = self._gauge("curfew_last_successful_purge_timestamp_seconds")
+        self._listener_state = self._gauge("curfew_listener_state")
+        self._hints = self._counter("curfew_hints_total")
         self._build = Info("curfew_build", _DESCRIBED["curfew_build_info"].help, registry=self.registry)
         self._build.info({"version": version, "python": python_version()})
         for collector in (self._lag, ProcessCollector(registry=None), PlatformCollector(registry=None)):
@@ -185,6 +238,10 @@ class Metrics:
         """Counts the runs of one batch and their lags; cheap enough for every batch of a drain."""
         self._runs_timed_out.inc(len(batch.runs))
         self._lag.observe_many(batch.lags)
+
+    def refused(self) -> None:
+        """Counts a run that the database refused to mark."""
+        self._marks_refused.inc()
 
     def swept(self, result: SweepResult) -> None:
         """Notes a sweep that ended well. Its marks were counted batch by batch, by `marked`."""
@@ -217,6 +274,28 @@ class Metrics:
         """Notes an observation that failed; the gauges keep what was last seen."""
         self._observation_failures.inc()
 
+    def retention(self, seconds: float | None) -> None:
+        """Notes how long ended runs are kept from now on."""
+        self._retention.set(seconds or 0.0)
+
+    def purged_slice(self, deleted: PurgedSlice) -> None:
+        """Counts what one statement of the purge deleted."""
+        for kind, count in zip(PURGED_KINDS, (deleted.runs, deleted.keys, deleted.orphaned_keys), strict=True):
+            self._purged_rows.labels(kind).inc(count)
+
+    def purged(self, result: PurgeResult) -> None:
+        """Notes a round that went through both tables, or was left to another daemon."""
+        if result.outcome == "aside":
+            self._purge_rounds.labels("aside").inc()
+        elif result.outcome == "done":
+            self._purge_rounds.labels("ok").inc()
+            self._purge_duration.set(result.duration)
+            self._last_successful_purge.set(self._clock())
+
+    def purge_failed(self) -> None:
+        """Notes a round that an error interrupted."""
+        self._purge_rounds.labels("error").inc()
+
     def database(self, state: DatabaseState) -> None:
         """Notes the state that holds from now on."""
         self._database_up.set(state is DatabaseState.UP)
@@ -232,6 +311,15 @@ class Metrics:
         if reason not in WAKE_REASONS:
             raise ValueError(f"not a reason to wake: {reason!r}; known: {', '.join(WAKE_REASONS)}")
         self._wakeups.labels(reason).inc()
+
+    def listener(self, state: ListenerState) -> None:
+        """Notes the listener's state that holds from now on."""
+        for each in ListenerState:
+            self._listener_state.labels(each).set(each is state)
+
+    def hints_heard(self, outcome: HintOutcome, count: int) -> None:
+        """Counts notifications."""
+        self._hints.labels(outcome).inc(count)
 
     def scheduler(self, event: str) -> None:
         """Counts an event of the scheduler. One outside `SCHEDULER_EVENTS` is a `ValueError`."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from uuid import UUID
 
 from curfew_daemon.config import Settings
 from curfew_daemon.enforcer import seen_by
+from curfew_daemon.failures import shown
+from curfew_daemon.isolation import Isolation
 from curfew_daemon.links import make_link
 from curfew_daemon.results import SweepResult
 from curfew_daemon.sweeper import Sweeper
@@ -18,12 +22,17 @@ __all__ = ["Outcome", "sweep_until_done"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What all sweeps together did. *overdue_remains*: others held rows locked until patience ran out."""
+    """What all sweeps together did.
+
+    *overdue_remains*: until patience ran out, others held rows locked, or the database refused to mark these runs:
+    *refused*, with what it said.
+    """
 
     marked: int
     duration: float
     lag_max: float | None
     overdue_remains: bool
+    refused: Mapping[UUID, str] = field(default_factory=dict)
 
 
 def sweep_until_done(settings: Settings, patience: float) -> Outcome:
@@ -32,12 +41,14 @@ def sweep_until_done(settings: Settings, patience: float) -> Outcome:
     Raises what the database raises: this is for cron, which tries again by itself.
     """
     started = time.monotonic()
+    refused: dict[UUID, str] = {}
     link = make_link(lambda: settings, statement_timeout=settings.statement_timeout)
     sweeper = Sweeper(
         tables_in(settings.schema_name),
         link.connection,
         batch_size=lambda: settings.batch_size,
         on_batch=lambda _batch: None,
+        isolation=Isolation(lambda run_id, _retry_in, error: refused.update({run_id: shown(error).partition("\n")[0]})),
     )
     results: list[SweepResult] = []
     pace = Pace()
@@ -56,4 +67,5 @@ def sweep_until_done(settings: Settings, patience: float) -> Outcome:
         duration=time.monotonic() - started,
         lag_max=max((result.lag_max for result in results if result.lag_max is not None), default=None),
         overdue_remains=last.overdue_remains,
+        refused=refused,
     )

@@ -5,12 +5,14 @@ know neither, hold no connection, and are immutable, so they may be handed to an
 seconds and every time is aware, in UTC, by the database's clock.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Literal, Self
 from uuid import UUID
 
-from curfew_store.records import ClaimedRun
+from curfew_store.records import ClaimedBatch, ClaimedRun
 
 _EARLIEST_DEADLINE = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -21,12 +23,12 @@ MarkedRun = ClaimedRun
 
 @dataclass(frozen=True, slots=True)
 class MarkedBatch:
-    """The runs that one claim statement marked, and how long its round trip took."""
+    """The runs that one claim statement marked, in the order of their deadlines, and how long its round trip took."""
 
-    runs: tuple[MarkedRun, ...]
+    runs: Sequence[MarkedRun]
     round_trip: float
     lags: tuple[float, ...] = field(init=False)
-    """Seconds from each deadline to the acknowledged commit, in the order of `runs`.
+    """Seconds from each deadline to the acknowledged commit, the greatest first.
 
     The stamp is the start of the claim, so the measured round trip is added: the lag may be overstated by the
     way there, and never flatters. A deadline before the year 2000 cannot have been set through the store (it is
@@ -35,12 +37,14 @@ class MarkedBatch:
 
     def __post_init__(self) -> None:
         """Computes the lags once, since several readers want them."""
-        lags = tuple(
-            (run.timed_out_at - run.deadline).total_seconds() + self.round_trip
-            for run in self.runs
-            if run.deadline >= _EARLIEST_DEADLINE
-        )
-        object.__setattr__(self, "lags", lags)
+        runs = self.runs if isinstance(self.runs, ClaimedBatch) else ClaimedBatch.of(self.runs)
+        object.__setattr__(self, "runs", runs)
+        object.__setattr__(self, "lags", tuple([age + self.round_trip for age in runs.ages(_EARLIEST_DEADLINE)]))
+
+    @property
+    def lag_max(self) -> float | None:
+        """The greatest lag, ``None`` where no run has one."""
+        return self.lags[0] if self.lags else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +61,13 @@ class SweepResult:
     next_due_in: float | None  # None where no later deadline is armed
     overdue_remains: bool
     overdue_age: float = 0.0  # of the earliest run that remains
-    beaten: bool = False  # the run that the sweep woke for had been marked by another daemon
+    known_lag: float | None = None  # the largest lag among runs that an earlier sweep knew of
+    beaten: bool = False  # a run that the sweep expected had been marked by another daemon
     full_look: float | None = None  # duration of the full look, None where the sweep needed none
     full_look_period: float = 0.0
     full_look_in: float | None = None  # when the next is due, None where the next poll does it
-    slack: float = 0.0  # with which the sweep left runs to others
+    slack: float = 0.0  # the daemon's: how long it sleeps past a deadline that others may meet
+    seen: tuple[datetime, float] | None = None  # the database's clock, and the monotonic one when it was asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +102,45 @@ class DatabaseState(StrEnum):
     STATEMENT_TIMEOUT = "statement_timeout"
     DENIED = "denied"
     OTHER = "other"
+
+
+class ListenerState(StrEnum):
+    """Whether hints of near deadlines are heard. Exactly one holds, or none before the first attempt."""
+
+    OFF = "off"
+    UP = "up"
+    UNREACHABLE = "unreachable"
+    SILENT = "silent"
+
+
+class HintOutcome(StrEnum):
+    """What came of a notification: a sooner sweep, nothing (the planned one comes in time), or no sense."""
+
+    SOONER = "sooner"
+    KNOWN = "known"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
+class PurgedSlice:
+    """What a purge deleted: ended runs, the keys that went with them, and keys that pointed to no record."""
+
+    runs: int = 0
+    keys: int = 0
+    orphaned_keys: int = 0
+
+    def __add__(self, other: Self) -> "PurgedSlice":
+        return PurgedSlice(self.runs + other.runs, self.keys + other.keys, self.orphaned_keys + other.orphaned_keys)
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeResult:
+    """One round of the purge. `done`: both tables were gone through; `aside`: another daemon was purging;
+    `stopped`: it was told to stop.
+    """
+
+    outcome: Literal["done", "aside", "stopped"]
+    deleted: PurgedSlice
+    statements: int
+    worked: float  # seconds within statements
+    duration: float  # with the rests between them, since the last error if there was one

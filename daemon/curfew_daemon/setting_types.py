@@ -3,6 +3,7 @@
 The errors go without the value where it may hold a secret.
 """
 
+import contextlib
 import os
 import re
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
+import durationpy
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from .conninfo import to_conninfo
@@ -30,6 +32,8 @@ def _checked_url(url: SecretStr) -> SecretStr:
 def _checked_path(path: Path) -> Path:
     # A URL put into the wrong variable would be shown as the name of a file. Path makes one slash of two.
     text = str(path)
+    if "\0" in text:
+        raise ValueError("holds a NUL, which no path does")
     if ":/" in text or ("password" in text and "=" in text):
         raise ValueError("holds a database URL, not the path of a file; set the variable without _FILE")
     return path
@@ -56,10 +60,21 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def _in_seconds(value: object) -> object:
+    """A duration with units, such as 30d or 12h, in seconds; what is none goes on as it is."""
+    with contextlib.suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    try:
+        return durationpy.from_str(str(value).strip()).total_seconds()
+    except (ValueError, OverflowError):
+        raise ValueError("is no duration; write 30d, 12h or a number of seconds") from None
+
+
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_checked_url)]
 SecretFile = Annotated[Path, AfterValidator(_checked_path)]
 SchemaName = Annotated[str, AfterValidator(_checked_schema)]
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
+Age = Annotated[Seconds, BeforeValidator(_in_seconds)]
 ListenAddress = Annotated[
     str,
     AfterValidator(_like(r"[0-9A-Za-z._:%-]+", "give an address or a host name, without scheme, brackets or port")),

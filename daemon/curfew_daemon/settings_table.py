@@ -1,5 +1,6 @@
 """The table of settings in the operator's guide, made from the model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -18,19 +19,25 @@ def markdown() -> str:
     rows = ["| Variable | Default | Accepts | Meaning |", "|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
         star = " *" if name in RELOADABLE else ""
-        cells = (f"`{VARIABLES[name]}`{star}", _default(field), _accepts(field), field.description or "")
+        accepts = str(_said(field).get("accepts") or _accepts(field))
+        cells = (f"`{VARIABLES[name]}`{star}", _default(field), accepts, field.description or "")
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows) + "\n"
 
 
 def _default(field: FieldInfo) -> str:
-    if isinstance(field.json_schema_extra, dict):
-        return str(field.json_schema_extra["default"])
+    if "default" in (said := _said(field)):
+        return str(said["default"])
     if isinstance(field.default, bool):
         return f"`{str(field.default).lower()}`"
     if field.default is None:
         return "none"
     return f"`{field.default:g}`" if isinstance(field.default, float) else f"`{field.default}`"
+
+
+def _said(field: FieldInfo) -> Mapping[str, Any]:
+    """What the model itself says where the type does not tell."""
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
 def _accepts(field: FieldInfo) -> str:

@@ -3,50 +3,35 @@
 `Sweeper.run_once` is the whole story of enforcement. It holds no claims in memory and no transaction open:
 each claim is one statement that has committed when its answer arrives, so a daemon may die or freeze at any
 point and leaves nothing to clean up. It raises whatever the database raises; the loop around it decides
-what that means.
+what that means. Only a single run that the database refuses to mark is set aside (`isolation`), and the others marked.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
 from sqlalchemy import Connection
 
+from curfew_daemon.crew import DEEP, Crew, CrewLink
+from curfew_daemon.isolation import Isolation
+from curfew_daemon.passes import Claims, Tally
 from curfew_daemon.results import MarkedBatch, SweepResult
+from curfew_daemon.rivals import Rivals
 from curfew_daemon.scan import LowWaterMark
 from curfew_store import enforcement
-from curfew_store.records import ClaimedRun, LookAhead, ScanStart
+from curfew_store.hints import Hint
+from curfew_store.records import LookAhead
 from curfew_store.schema import Tables
 
-__all__ = ["Sweeper"]
+__all__ = ["DUE_FOR_SURE", "Sweeper"]
 
-SHOWN_RUN_IDS: Final = 5
 # Reasons to wake for which something is known to be due; for the others a look comes first, so that an
 # idle daemon costs one small read-only statement and no transaction id.
-_DUE_FOR_SURE: Final = frozenset({"deadline", "more"})
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What one sweep has done so far."""
-
-    marked: int = 0
-    batches: int = 0
-    statements: int = 0
-    run_ids: list[UUID] = field(default_factory=list)
-    lag_max: float | None = None
-    full_look: float | None = None
-    beaten: bool = False
-
-    def add(self, batch: MarkedBatch) -> None:
-        self.batches += 1
-        self.marked += len(batch.runs)
-        self.run_ids += [run.run_id for run in batch.runs[: SHOWN_RUN_IDS - len(self.run_ids)]]
-        self.lag_max = max((lag for lag in (self.lag_max, *batch.lags) if lag is not None), default=None)
+DUE_FOR_SURE: Final = frozenset({"deadline", "more", "hint"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +51,10 @@ class _Look:
 class Sweeper:
     """Marks overdue runs through *connect*, a callable that returns a live connection in autocommit.
 
-    *batch_size* is asked before each claim. *on_batch* is told of every batch after its commit, *beat* is called
-    between any two waits on the database, and *stopping* is asked between batches: a drain is cut short, never a
-    batch. *mark* says where each search begins.
+    *batch_size* is asked before each claim for the most that it may mark. *on_batch* is told of every batch after its
+    commit, *beat* is called between any two waits on the database, and *stopping* is asked between batches: a drain is
+    cut short, never a batch. *mark* says where each search begins. The links of *crew* help with a deep backlog, and
+    then call *on_batch* in threads of their own.
     """
 
     def __init__(
@@ -81,17 +67,25 @@ class Sweeper:
         beat: Callable[[], None] = lambda: None,
         stopping: Callable[[], bool] = lambda: False,
         mark: LowWaterMark | None = None,
+        crew: Sequence[CrewLink] = (),
+        on_crew_failure: Callable[[Exception], None] = lambda _error: None,
+        isolation: Isolation | None = None,
     ) -> None:
         self._tables = tables
         self._connect = connect
-        self._batch_size = batch_size
-        self._on_batch = on_batch
+        self._claims = Claims(tables, most=batch_size, on_batch=on_batch, stopping=stopping, isolation=isolation)
+        self._crew = Crew(crew, self._claims, on_crew_failure)
         self._beat = beat
         self._stopping = stopping
         self._mark = LowWaterMark(lambda: 1.0) if mark is None else mark
         self._known: Connection | None = None  # the connection that the mark belongs to
         self._due_at: float | None = None  # the next deadline that the last look knew of, monotonic
-        self._expected: UUID | None = None  # and its run
+        self._rivals: Rivals[UUID] = Rivals()
+
+    def expect(self, hint: Hint, due_at: float) -> None:
+        """The next sweep is for a run that no look has seen, due at *due_at* on the monotonic clock."""
+        self._rivals.told(hint.run_id, hint.deadline)
+        self._due_at = due_at
 
     def run_once(self, reason: str = "poll", *, slack: float = 0.0) -> SweepResult:
         """Mark every run that is overdue and not held by others, then look ahead.
@@ -101,9 +95,10 @@ class Sweeper:
         """
         started = time.monotonic()
         conn = self._connected()
-        tally = _Tally()
+        self._rivals.begin()
+        tally = Tally()
         look: _Look | None = None
-        if reason not in _DUE_FOR_SURE or slack:
+        if reason not in DUE_FOR_SURE or slack:
             look = self._look_ahead(conn, tally)
         while look is None or (look.ahead.overdue and look.overdue_age >= slack):
             known = self._due_at
@@ -120,9 +115,10 @@ class Sweeper:
         if conn is not self._known:
             self._known = conn
             self._mark.reset()
+            self._rivals.forget()
         return conn
 
-    def _result(self, reason: str, slack: float, started: float, tally: _Tally, look: _Look) -> SweepResult:
+    def _result(self, reason: str, slack: float, started: float, tally: Tally, look: _Look) -> SweepResult:
         ended = time.monotonic()
         ahead = look.ahead
         return SweepResult(
@@ -137,31 +133,42 @@ class Sweeper:
             next_due_in=None if ahead.next_due_in is None else ahead.next_due_in - (ended - look.asked),
             overdue_remains=ahead.overdue,
             overdue_age=look.overdue_age,
-            beaten=tally.beaten and reason == "deadline",
+            known_lag=self._rivals.known_lag,
+            beaten=self._rivals.beaten,
             full_look=tally.full_look,
             full_look_period=self._mark.period,
             full_look_in=self._mark.full_look_in,
             slack=slack,
+            seen=(ahead.now, look.asked),
         )
 
-    def _look_ahead(self, conn: Connection, tally: _Tally) -> _Look:
-        since, expected = self._mark.look_from(), self._expected
+    def _look_ahead(self, conn: Connection, tally: Tally) -> _Look:
+        since, expected = self._mark.look_from(), self._rivals.expected
         asked = time.monotonic()
         ahead = enforcement.look_ahead(conn, self._tables, since=since, expected=expected)
         duration = time.monotonic() - asked
         tally.statements += 1
-        tally.beaten = tally.beaten or (ahead.expected_marked is True and not tally.marked)
         if since is None:
             tally.full_look = duration
         self._mark.learned(
             now=ahead.now, earliest_overdue=ahead.earliest_overdue, full=since is None, duration=duration
         )
         self._due_at = None if ahead.next_due_in is None else asked + ahead.next_due_in
-        self._expected = ahead.next_run_id
+        self._rivals.looked(
+            now=ahead.now,
+            earliest_overdue=ahead.earliest_overdue,
+            next_run=ahead.next_run_id,
+            next_due_in=ahead.next_due_in,
+            expected_marked=ahead.expected_marked,
+        )
         self._beat()
         return _Look(ahead, asked)
 
-    def _drain(self, conn: Connection, tally: _Tally) -> None:
+    def cancel(self) -> None:
+        """Have the server end what the further connections have in hand; for any thread."""
+        self._crew.cancel()
+
+    def _drain(self, conn: Connection, tally: Tally) -> None:
         """Passes from the mark until one of them begins with a batch that is not full.
 
         Within a pass a cursor continues behind the last batch, past entries that are dead but still seen by
@@ -171,29 +178,20 @@ class Sweeper:
         while self._one_pass(conn, tally) > 1 and not self._stopping():
             pass
 
-    def _one_pass(self, conn: Connection, tally: _Tally) -> int:
-        """Claims behind a cursor until a batch comes back short; the number of batches."""
+    def _one_pass(self, conn: Connection, tally: Tally) -> int:
+        """Claims behind a cursor until a batch comes back short; the number of claims."""
         since = self._mark.since
-        after: ClaimedRun | ScanStart | None = None if since is None else ScanStart(since)
-        batches = 0
-        while True:
-            limit = self._batch_size()
-            claimed = self._claim(conn, tally, limit, after)
-            batches += 1
-            if len(claimed) < limit or self._stopping():
-                return batches
-            after = claimed[-1]
+        before = tally.marked
 
-    def _claim(
-        self, conn: Connection, tally: _Tally, limit: int, after: ClaimedRun | ScanStart | None
-    ) -> list[ClaimedRun]:
-        sent = time.monotonic()
-        claimed = enforcement.claim_overdue(conn, self._tables, limit=limit, after=after)
-        round_trip = time.monotonic() - sent
-        tally.statements += 1
-        if claimed:
-            batch = MarkedBatch(tuple(claimed), round_trip)
-            tally.add(batch)
-            self._on_batch(batch)
-        self._beat()
-        return claimed
+        def claimed(batch: MarkedBatch, full: bool) -> None:
+            if batch.runs:
+                self._rivals.claimed(
+                    batch.runs, stamp=batch.runs[0].timed_out_at, round_trip=batch.round_trip, full=full
+                )
+            if full and tally.marked - before >= DEEP:
+                self._crew.call(since)
+            self._beat()
+
+        claims = self._claims.one_pass(conn, tally, since, after_each=claimed)
+        tally.merge(self._crew.finish(self._beat))
+        return claims

@@ -6,7 +6,7 @@ seconds; the caller measures waits on a monotonic clock, since a wall clock may 
 Rules, in the order in which they are applied:
 
 - Overdue runs remain and something was marked: sweep again at once, more became due meanwhile.
-- A standby leaves overdue runs alone for as long as its slack, and then comes back for them.
+- A standby leaves a run alone that has become overdue just now, and comes back when its slack is over.
 - Overdue runs remain and nothing could be marked: somebody holds the rows. Look again soon, then less and
   less often, up to the poll interval. Meanwhile the next deadline counts all the same.
 - Otherwise sleep until the next deadline or for one poll interval, whichever is sooner.
@@ -15,10 +15,13 @@ Rules, in the order in which they are applied:
   time to spread its attempts over: each daemon takes a random moment of it and then attempts once in each such time,
   so that the fleet's attempts come evenly.
 
-Of many daemons on one database none leads. One that woke for a deadline and found the run marked by another
-becomes a lazier standby: its slack doubles, up to the poll interval. A run that was disarmed meanwhile says nothing.
-One that finds a run overdue by more than its slack gives the slack up: whoever was faster is gone. So with the
-active one dead a deadline is met at most one poll interval late, and a standby costs next to nothing.
+Of many daemons on one database none leads. One that expected a run and found it marked by another becomes a lazier
+standby: its slack doubles, up to the poll interval. A run that was disarmed meanwhile says nothing. One that marks a
+run which it knew of, overdue by more than its patience, gives the slack up: whoever was faster is gone. The slack
+decides how long a standby sleeps; its patience, never more than a tenth of a second, what it leaves alone while it
+is awake, so that of many standbys the first to look helps where one daemon is gone or not enough. With the active
+one dead a deadline is met at most one poll interval late, and a standby costs next to nothing. What counts as
+expected and known is decided in `rivals`.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-__all__ = ["BLOCKED_FIRST", "RETRY_FIRST", "SLACK_FIRST", "Pace", "Seen", "Wake", "observer_pause"]
+__all__ = ["BLOCKED_FIRST", "PATIENCE", "RETRY_FIRST", "SLACK_FIRST", "Pace", "Seen", "Wake", "observer_pause"]
 
 BLOCKED_FIRST: Final = 0.005
 """First delay before overdue rows that others hold are looked at again."""
@@ -36,6 +39,10 @@ RETRY_FIRST: Final = 0.1
 
 SLACK_FIRST: Final = 0.005
 """Slack after the first deadline that another daemon met."""
+
+PATIENCE: Final = 0.1
+"""A run overdue for longer than this needs help, however lazy the daemon that sees it: nobody is faster any more,
+or one daemon is not enough."""
 
 _MOST_DOUBLINGS: Final = 30
 
@@ -53,8 +60,9 @@ class Seen:
     """What a sweep saw, as far as it matters for the next wake-up.
 
     *next_due_in* counts from now and belongs to a deadline in the future. *overdue_remains* says that armed runs
-    are due and were not marked, the earliest for *overdue_age*. *lag_max* is the largest lag among the runs that
-    were *marked*. *beaten* says that the run which the sweep woke for had been marked by another daemon.
+    are due and were not marked, the earliest for *overdue_age*. *known_lag* is the largest lag among the runs that
+    were *marked* and that an earlier sweep knew of. *beaten* says that a run which it expected had been marked by
+    another daemon. Both come from `rivals.Rivals`.
     *full_look_in* is when the scan wants to look behind its mark, if that is before the next poll.
     """
 
@@ -62,7 +70,7 @@ class Seen:
     overdue_remains: bool = False
     next_due_in: float | None = None
     overdue_age: float = 0.0
-    lag_max: float | None = None
+    known_lag: float | None = None
     beaten: bool = False
     full_look_in: float | None = None
 
@@ -75,6 +83,11 @@ class Pace:
     failures: int = 0
     slack: float = 0.0
 
+    @property
+    def patience(self) -> float:
+        """How long a run may be overdue and still be left to a faster daemon."""
+        return min(self.slack, PATIENCE)
+
     def after_sweep(self, seen: Seen, *, poll_interval: float) -> tuple[Pace, Wake]:
         """The wake-up after a sweep that reached the database."""
         slack = min(self._slack_after(seen), poll_interval)
@@ -86,7 +99,7 @@ class Pace:
         if seen.next_due_in is not None:
             waits.append(Wake(max(0.0, seen.next_due_in) + slack, "deadline"))
         blocked = 0
-        if seen.overdue_remains and seen.overdue_age < slack:
+        if seen.overdue_remains and seen.overdue_age < min(slack, PATIENCE):
             waits.append(Wake(slack - seen.overdue_age, "deadline"))
         elif seen.overdue_remains:
             waits.append(Wake(_doubled(BLOCKED_FIRST, self.blocked), "blocked"))
@@ -96,9 +109,12 @@ class Pace:
         return Pace(blocked=blocked, slack=slack), soonest
 
     def _slack_after(self, seen: Seen) -> float:
-        if seen.lag_max is not None and seen.lag_max > self.slack:
-            return 0.0
-        return max(SLACK_FIRST, 2 * self.slack) if seen.beaten and not seen.marked else self.slack
+        late = 0.0 if seen.known_lag is None else seen.known_lag
+        if late > PATIENCE:
+            return 0.0  # also if beaten: daemons that only poll share the work out, and are late all of them
+        if seen.beaten:
+            return max(SLACK_FIRST, 2 * self.slack)
+        return 0.0 if late > self.slack else self.slack
 
     def after_failure(self, *, longest: float, chance: float, spread: float = 0.0) -> tuple[Pace, Wake]:
         """The wake-up after a sweep that failed; *chance* is a random number from 0 to 1.

@@ -131,7 +131,8 @@ WHERE n.nspname = :'schema'
     -- Reader: dashboards and people.
     GRANT SELECT ON :"schema".flow_idempotency_keys TO :"reader";
 
-    -- Retention: the only one that deletes. It locks what it is about to delete, and locking takes UPDATE on some
+    -- Retention, for `curfewd purge` and CURFEW_PURGE_URL: the only one that deletes. It finds rows by their place in
+    -- the table, which takes SELECT on all of it. It locks what it is about to delete, and locking takes UPDATE on some
     -- column: the one whose change does least.
     GRANT DELETE, UPDATE (created_at_utc)
         ON :"schema".flow_run_controls, :"schema".flow_idempotency_keys TO :"retention";

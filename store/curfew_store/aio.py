@@ -9,10 +9,13 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from curfew_store import enforcement, operations
+from curfew_store import enforcement, operations, retention
 from curfew_store.deadlines import UNSET, Unset
 from curfew_store.errors import InvalidValue, KeyContended, WrongType
+from curfew_store.hints import checked_horizon
+from curfew_store.joined_transactions import joined
 from curfew_store.operations import Operation
+from curfew_store.own_transactions import committed
 from curfew_store.records import FlowRunControlRecord, RunConfiguration, StartedRun
 from curfew_store.schema import tables_in
 from curfew_store.version import VerifiedOnce, translated
@@ -32,13 +35,14 @@ class AsyncFlowRunControlStore:
     repeated. On a joined connection the cancellation invalidates the connection.
     """
 
-    def __init__(self, engine: AsyncEngine, *, schema: str = "public") -> None:
+    def __init__(self, engine: AsyncEngine, *, schema: str = "public", notify_within: timedelta | None = None) -> None:
         if not isinstance(engine, AsyncEngine):
             raise WrongType("engine", "an AsyncEngine (FlowRunControlStore takes an Engine)", engine)
         if (engine.dialect.name, engine.dialect.driver) != ("postgresql", "psycopg"):
             raise InvalidValue("engine", f"must be for postgresql+psycopg://, not {engine.url.drivername}://")
         self._tables = tables_in(schema)
-        self._engine = engine.execution_options(isolation_level="READ COMMITTED")
+        self._notify_within = checked_horizon(notify_within)
+        self._engine = engine
         self._verified_once = VerifiedOnce(self._tables)
 
     async def configure_run(
@@ -54,7 +58,14 @@ class AsyncFlowRunControlStore:
     ) -> None:
         """See `FlowRunControlStore.configure_run`."""
         work = operations.configure_run(
-            self._tables, run_id, flow_id, trigger_key, idempotency_key, timeout_at_utc, timeout=timeout
+            self._tables,
+            run_id,
+            flow_id,
+            trigger_key,
+            idempotency_key,
+            timeout_at_utc,
+            timeout=timeout,
+            notify_within=self._notify_within,
         )
         await self._run(work, connection)
 
@@ -62,7 +73,7 @@ class AsyncFlowRunControlStore:
         self, runs: Iterable[RunConfiguration], *, connection: AsyncConnection | None = None
     ) -> None:
         """See `FlowRunControlStore.configure_runs`."""
-        await self._run(operations.configure_runs(self._tables, runs), connection)
+        await self._run(operations.configure_runs(self._tables, runs, notify_within=self._notify_within), connection)
 
     async def start_run(
         self,
@@ -84,6 +95,7 @@ class AsyncFlowRunControlStore:
             run_id=run_id,
             timeout_at_utc=timeout_at_utc,
             timeout=timeout,
+            notify_within=self._notify_within,
         )
         return await self._run(work, connection)
 
@@ -122,7 +134,9 @@ class AsyncFlowRunControlStore:
         connection: AsyncConnection | None = None,
     ) -> bool:
         """See `FlowRunControlStore.extend_deadline`."""
-        work = operations.extend_deadline(self._tables, run_id, new_timeout_at_utc, timeout=timeout)
+        work = operations.extend_deadline(
+            self._tables, run_id, new_timeout_at_utc, timeout=timeout, notify_within=self._notify_within
+        )
         return await self._run(work, connection)
 
     async def heartbeat(self, run_id: UUID, *, timeout: timedelta, connection: AsyncConnection | None = None) -> bool:
@@ -138,7 +152,9 @@ class AsyncFlowRunControlStore:
         connection: AsyncConnection | None = None,
     ) -> bool:
         """See `FlowRunControlStore.reopen_run`."""
-        work = operations.reopen_run(self._tables, run_id, timeout_at_utc, timeout=timeout)
+        work = operations.reopen_run(
+            self._tables, run_id, timeout_at_utc, timeout=timeout, notify_within=self._notify_within
+        )
         return await self._run(work, connection)
 
     async def find_run_id_by_idempotency_key(
@@ -168,7 +184,7 @@ class AsyncFlowRunControlStore:
 
     async def purge(self, before: datetime, *, limit: int, connection: AsyncConnection | None = None) -> int:
         """See `FlowRunControlStore.purge`."""
-        return await self._run(operations.purge(self._tables, before, limit=limit), connection)
+        return await self._run(retention.purge(self._tables, before, limit=limit), connection)
 
     async def _run(self, operation: Operation[T], connection: AsyncConnection | None) -> T:
         with translated(self._tables.schema):
@@ -178,15 +194,17 @@ class AsyncFlowRunControlStore:
                 raise WrongType(
                     "connection", "an AsyncConnection (for a session: await session.connection())", connection
                 )
-            return await connection.run_sync(self._verified_once(operation))
+            return await connection.run_sync(joined(operation, self._verified_once))
 
     async def _in_own_transaction(self, operation: Operation[T]) -> T:
         try:
-            async with self._engine.begin() as own:
-                return await own.run_sync(self._verified_once(operation))
+            return await self._committed(operation)
         except KeyContended as lost:
             if lost.attempts > 1:
                 raise
         # Nothing of the first try is left, and what it ran into is there to be seen now.
-        async with self._engine.begin() as own:
-            return await own.run_sync(operation)
+        return await self._committed(operation)
+
+    async def _committed(self, operation: Operation[T]) -> T:
+        async with self._engine.connect() as own:
+            return await own.run_sync(committed(operation, self._verified_once))

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Double, bindparam, func, literal_column, null
+from sqlalchemy import ColumnElement, Double, bindparam, func, literal_column
 
 from curfew_store.errors import InvalidValue, WrongType
 from curfew_store.schema import TIMESTAMPTZ
@@ -46,18 +46,32 @@ class Deadline:
     at: datetime | None = None
     after: float | None = None
 
-    def expression(self) -> ColumnElement[Any]:
-        """The deadline in SQL, by the database's clock."""
-        if self.after is not None:
-            return from_now(self.after)
-        return null() if self.at is None else bindparam(None, self.at, type_=TIMESTAMPTZ)
+    def parameters(self) -> dict[str, Any]:
+        """What `given_deadline` takes."""
+        return {_AT: self.at, _AFTER: self.after}
 
 
-def from_now(seconds: float | ColumnElement[float]) -> ColumnElement[Any]:
-    """The moment *seconds* from the start of the statement, in SQL."""
-    amount = bindparam(None, seconds, type_=Double) if isinstance(seconds, float) else seconds
+_AT: Final = "given_at"
+_AFTER: Final = "given_after"
+
+
+def given_deadline() -> ColumnElement[Any]:
+    """A deadline in SQL, by the database's clock: one expression for all three kinds, so that statements can be kept.
+
+    Null where the caller gives none.
+    """
+    return func.coalesce(bindparam(_AT, type_=TIMESTAMPTZ), from_now(given_seconds()))
+
+
+def given_seconds() -> ColumnElement[float]:
+    """The seconds of a timeout, as a parameter."""
+    return bindparam(_AFTER, type_=Double)
+
+
+def from_now(seconds: ColumnElement[float]) -> ColumnElement[Any]:
+    """The moment *seconds* from the start of the statement, in SQL; null for null."""
     zero: ColumnElement[int] = literal_column("0")
-    return func.statement_timestamp(type_=TIMESTAMPTZ) + func.make_interval(zero, zero, zero, zero, zero, zero, amount)
+    return func.statement_timestamp(type_=TIMESTAMPTZ) + func.make_interval(zero, zero, zero, zero, zero, zero, seconds)
 
 
 def checked_moment(parameter: str, value: datetime) -> datetime:

@@ -235,10 +235,25 @@ def keys_without_record(conn: Connection, tables: Tables, *, older_than: timedel
 def claim_uses_index(conn: Connection, tables: Tables) -> tuple[bool, str]:
     """Whether the planner can run the claim on the index of armed deadlines, and its plan as text.
 
-    For a transaction of its own: a tiny table is rightly read whole, so that is switched off for the look.
+    On partitioned tables it is an index of that kind in each partition. For a transaction of its own: a tiny table
+    is rightly read whole, so that is switched off for the look.
     """
     conn.exec_driver_sql("SET LOCAL enable_seqscan = off")
     compiled = claim_statement(tables, continued=False).compile(dialect=conn.dialect)
     lines = conn.exec_driver_sql(f"EXPLAIN {compiled}", {**compiled.params, "limit": 500}).scalars().all()
     plan = "\n".join(lines)
-    return ARMED_INDEX in plan, plan
+    return all(f" {name} " in plan for name in _armed_indexes(conn, tables)), plan
+
+
+# Every name is PostgreSQL's own, whatever stands in the search path.
+_CHILDREN: Final = """
+SELECT pg_catalog.quote_ident(c.relname) FROM pg_catalog.pg_inherits AS i
+JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) i.inhrelid
+WHERE i.inhparent OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%(index)s)
+"""
+
+
+def _armed_indexes(conn: Connection, tables: Tables) -> list[str]:
+    """The index of armed deadlines as a plan names it; of a partitioned table, those of its partitions."""
+    rows = conn.exec_driver_sql(_CHILDREN, {"index": quoted(tables.schema, ARMED_INDEX)})
+    return [str(name) for name in rows.scalars()] or [ARMED_INDEX]

@@ -1,4 +1,4 @@
-"""Brings a database to the schema that this package needs, or prints the SQL that would.
+"""Brings a database to the latest schema that this package knows, or prints the SQL that would.
 
 Migrations are additive and online. Every statement commits by itself and every step may be repeated, so a
 migration that was killed is simply run again. Several processes may migrate at once: one works, the others
@@ -25,7 +25,7 @@ from sqlalchemy import Connection, Engine, text
 
 from curfew_store.errors import MigrationError, sqlstate_of
 from curfew_store.schema import checked_schema, tables_in
-from curfew_store.version import NEEDED, found_version, verify
+from curfew_store.version import LATEST, found_version, verify
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -54,7 +54,7 @@ def upgrade(
     tables = tables_in(schema)
     with _session(engine) as conn, _only_one(conn, schema, wait, on_wait), _explained(schema):
         before = found_version(conn, tables)
-        if before is None or before[0] < NEEDED:
+        if before is None or before[0] < LATEST:
             _run_revisions(conn, schema)
         # A newer schema is left as it is, and is good enough unless it says otherwise.
         return (before[0] if before else None), verify(conn, tables)

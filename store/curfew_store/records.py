@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
+from typing import Self, overload
 from uuid import UUID
 
-__all__ = ["ClaimedRun", "FlowRunControlRecord", "LookAhead", "RunConfiguration", "RunState", "ScanStart", "StartedRun"]
+__all__ = [
+    "ClaimedBatch",
+    "ClaimedRun",
+    "FlowRunControlRecord",
+    "LookAhead",
+    "RunConfiguration",
+    "RunState",
+    "ScanStart",
+    "StartedRun",
+]
 
 
 class RunState(Enum):
@@ -83,6 +95,84 @@ class ClaimedRun:
     flow_id: UUID
     deadline: datetime
     timed_out_at: datetime
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+ClaimedRow = tuple[float, str, str, float]
+"""Deadline, run id, flow id and stamp of a claimed run as the server sends them; times in seconds since 1970."""
+
+
+class ClaimedBatch(Sequence[ClaimedRun]):
+    """The runs that one claim marked, in the order of their deadlines; made ready only where they are asked for.
+
+    A drain marks many thousand runs a second and looks at a few of them, so a batch keeps what the server sent:
+    *rows*, which it takes over and sorts.
+    """
+
+    __slots__ = ("_rows",)
+
+    def __init__(self, rows: list[ClaimedRow]) -> None:
+        rows.sort()
+        self._rows = rows
+
+    @classmethod
+    def of(cls, runs: Iterable[ClaimedRun]) -> Self:
+        """A batch of runs that are at hand."""
+        return cls(
+            [(_seconds(run.deadline), str(run.run_id), str(run.flow_id), _seconds(run.timed_out_at)) for run in runs]
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> ClaimedRun: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[ClaimedRun]: ...
+
+    def __getitem__(self, place: int | slice) -> ClaimedRun | list[ClaimedRun]:
+        if isinstance(place, slice):
+            return [_run(row) for row in self._rows[place]]
+        return _run(self._rows[place])
+
+    def __iter__(self) -> Iterator[ClaimedRun]:
+        return map(_run, self._rows)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal to any sequence of the same runs."""
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # as of a list
+
+    def __repr__(self) -> str:
+        return f"<ClaimedBatch of {len(self)}>"
+
+    def ages(self, since: datetime) -> list[float]:
+        """Seconds from deadline to stamp of the runs with a deadline not before *since*, the greatest first."""
+        rows, bound = self._rows, _seconds(since)
+        if rows and rows[0][0] < bound:
+            rows = rows[bisect_left(rows, (bound,)) :]  # the shorter tuple comes before its longer kin
+        return [stamp - deadline for deadline, _, _, stamp in rows]
+
+
+def _run(row: ClaimedRow) -> ClaimedRun:
+    deadline, run_id, flow_id, stamp = row
+    return ClaimedRun(UUID(run_id), UUID(flow_id), moment(deadline), moment(stamp))
+
+
+def moment(seconds: float) -> datetime:
+    """The moment so many seconds after 1970, or the nearest that Python can express."""
+    try:
+        return _EPOCH + timedelta(microseconds=round(seconds * 1_000_000))
+    except OverflowError:
+        return _EARLIEST if seconds < 0 else _LATEST
+
+
+def _seconds(moment: datetime) -> float:
+    return (moment - _EPOCH).total_seconds()
 
 
 _FIRST = UUID(int=0)

@@ -9,10 +9,13 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 
-from curfew_store import enforcement, operations
+from curfew_store import enforcement, operations, retention
 from curfew_store.deadlines import UNSET, Unset
 from curfew_store.errors import InvalidValue, KeyContended, WrongType
+from curfew_store.hints import checked_horizon
+from curfew_store.joined_transactions import joined
 from curfew_store.operations import Operation
+from curfew_store.own_transactions import committed
 from curfew_store.records import FlowRunControlRecord, RunConfiguration, StartedRun
 from curfew_store.schema import tables_in
 from curfew_store.version import VerifiedOnce, translated
@@ -28,6 +31,10 @@ class FlowRunControlStore:
     *engine* is a SQLAlchemy engine for ``postgresql+psycopg://``; *schema* names the schema of the tables.
     One store may be shared by threads. Construction touches no database.
 
+    *notify_within*, at most a minute, has every call that sets a deadline nearer than that notify the daemons which
+    listen, in the same statement and when its transaction commits. It makes such commits queue up behind each other:
+    for deadlines that are nearer than the daemons' poll interval, and for those only.
+
     Every method but `ensure_may_run` takes *connection*: a SQLAlchemy ``Connection`` (``session.connection()``
     for users of the ORM) whose transaction the call joins and never commits. Without it the call runs in a
     READ COMMITTED transaction of its own and has been committed when it returns. Every method may be repeated.
@@ -40,13 +47,14 @@ class FlowRunControlStore:
     it is marked so.
     """
 
-    def __init__(self, engine: Engine, *, schema: str = "public") -> None:
+    def __init__(self, engine: Engine, *, schema: str = "public", notify_within: timedelta | None = None) -> None:
         if not isinstance(engine, Engine):
             raise WrongType("engine", "a sqlalchemy.Engine (AsyncFlowRunControlStore takes an AsyncEngine)", engine)
         if (engine.dialect.name, engine.dialect.driver) != ("postgresql", "psycopg"):
             raise InvalidValue("engine", f"must be for postgresql+psycopg://, not {engine.url.drivername}://")
         self._tables = tables_in(schema)
-        self._engine = engine.execution_options(isolation_level="READ COMMITTED")
+        self._notify_within = checked_horizon(notify_within)
+        self._engine = engine
         self._verified_once = VerifiedOnce(self._tables)
 
     def configure_run(
@@ -67,7 +75,14 @@ class FlowRunControlStore:
         latched run is never armed by this call.
         """
         work = operations.configure_run(
-            self._tables, run_id, flow_id, trigger_key, idempotency_key, timeout_at_utc, timeout=timeout
+            self._tables,
+            run_id,
+            flow_id,
+            trigger_key,
+            idempotency_key,
+            timeout_at_utc,
+            timeout=timeout,
+            notify_within=self._notify_within,
         )
         self._run(work, connection)
 
@@ -76,7 +91,7 @@ class FlowRunControlStore:
 
         A run id that occurs twice is an `InvalidValue`; no runs at all is no error.
         """
-        self._run(operations.configure_runs(self._tables, runs), connection)
+        self._run(operations.configure_runs(self._tables, runs, notify_within=self._notify_within), connection)
 
     def start_run(
         self,
@@ -104,6 +119,7 @@ class FlowRunControlStore:
             run_id=run_id,
             timeout_at_utc=timeout_at_utc,
             timeout=timeout,
+            notify_within=self._notify_within,
         )
         return self._run(work, connection)
 
@@ -157,7 +173,9 @@ class FlowRunControlStore:
         An explicit ``None`` clears the deadline. If the run had timed out, that is taken back with the cancel
         fields that came with it; an earlier cancel by a user stays. ``False`` for unknown or completed.
         """
-        work = operations.extend_deadline(self._tables, run_id, new_timeout_at_utc, timeout=timeout)
+        work = operations.extend_deadline(
+            self._tables, run_id, new_timeout_at_utc, timeout=timeout, notify_within=self._notify_within
+        )
         return self._run(work, connection)
 
     def heartbeat(self, run_id: UUID, *, timeout: timedelta, connection: Connection | None = None) -> bool:
@@ -180,7 +198,9 @@ class FlowRunControlStore:
 
         ``True`` for the one call that reopened it; ``False`` for unknown or active.
         """
-        work = operations.reopen_run(self._tables, run_id, timeout_at_utc, timeout=timeout)
+        work = operations.reopen_run(
+            self._tables, run_id, timeout_at_utc, timeout=timeout, notify_within=self._notify_within
+        )
         return self._run(work, connection)
 
     def find_run_id_by_idempotency_key(
@@ -213,7 +233,7 @@ class FlowRunControlStore:
         What is left of *limit* goes to keys registered before the moment that point to no record. Returns how
         many of both were deleted; less than *limit* means that nothing more is to be had. Rows in use are left.
         """
-        return self._run(operations.purge(self._tables, before, limit=limit), connection)
+        return self._run(retention.purge(self._tables, before, limit=limit), connection)
 
     def _run(self, operation: Operation[T], connection: Connection | None) -> T:
         with translated(self._tables.schema):
@@ -223,15 +243,17 @@ class FlowRunControlStore:
                 raise WrongType(
                     "connection", "a sqlalchemy.Connection (for a Session: session.connection())", connection
                 )
-            return self._verified_once(operation)(connection)
+            return joined(operation, self._verified_once)(connection)
 
     def _in_own_transaction(self, operation: Operation[T]) -> T:
         try:
-            with self._engine.begin() as own:
-                return self._verified_once(operation)(own)
+            return self._committed(operation)
         except KeyContended as lost:
             if lost.attempts > 1:
                 raise
         # Nothing of the first try is left, and what it ran into is there to be seen now.
-        with self._engine.begin() as own:
-            return operation(own)
+        return self._committed(operation)
+
+    def _committed(self, operation: Operation[T]) -> T:
+        with self._engine.connect() as own:
+            return committed(operation, self._verified_once)(own)

@@ -19,10 +19,13 @@ from curfew_store.schema import VERSION_TABLE, Tables
 
 T = TypeVar("T")
 
-__all__ = ["CLIENT", "NEEDED", "VerifiedOnce", "found_version", "translated", "verify"]
+__all__ = ["CLIENT", "LATEST", "NEEDED", "VerifiedOnce", "found_version", "translated", "verify"]
 
 NEEDED: Final = "0001"
 """The revision that this package needs; a newer one will do unless it says otherwise."""
+
+LATEST: Final = "0002"
+"""The revision that `curfew_store.migrate` leads to."""
 
 CLIENT: Final = 1
 """What a migration's ``minimum_client`` is compared with."""

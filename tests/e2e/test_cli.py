@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from curfew_daemon.lifecycle import Exit
+from curfew_store import FlowRunControlStore
 from tests.conftest import Database
 from tests.e2e.conftest import Table
 from tests.e2e.daemon_process import DaemonProcess, clean_environment, curfewd
 from tests.integration.contract.rows import FLOW
 
-COMMANDS = ("run", "once", "check", "migrate", "plan", "demo")
+COMMANDS = ("run", "once", "check", "migrate", "plan", "purge", "demo")
 
 
 def test_help_names_every_command_and_the_least_setting() -> None:
@@ -34,7 +35,14 @@ def test_the_version_can_be_asked_for_without_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("fly",), ("run", "--fast"), ("plan", "--within", "soon"), ("once", "--wait", "-3s")]
+    "arguments",
+    [
+        ("fly",),
+        ("run", "--fast"),
+        ("plan", "--within", "soon"),
+        ("once", "--wait", "-3s"),
+        ("purge", "--older-than", "0s"),
+    ],
 )
 def test_a_command_line_that_is_not_understood(arguments: tuple[str, ...]) -> None:
     """Exit code 2, and the part that was not understood."""
@@ -68,6 +76,28 @@ def test_no_database_is_exit_code_4(command: str) -> None:
     assert done.returncode == Exit.DATABASE
     assert "CURFEW_DATABASE_URL" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_purge_counts_and_deletes(database: Database, rows: Table) -> None:
+    """The count first, then the runs with their keys; without an age a usage error; beside another engine refused."""
+    url = {"CURFEW_DATABASE_URL": database.conninfo}
+    store = FlowRunControlStore(database.engine)
+    run = store.start_run(FLOW, "t", "k").run_id
+    store.complete_run(run)
+    rows.sql("UPDATE flow_run_controls SET completed_at_utc = now() - interval '3 days'")
+    counted = curfewd("purge", "--dry-run", CURFEW_RETENTION="2d", **url)
+    assert (counted.returncode, counted.stdout) == (0, "would delete 1 runs with their keys, and 0 orphaned keys\n")
+    assert store.get_run_control(run)
+    kept = curfewd("purge", "--older-than", "4d", CURFEW_RETENTION="2d", **url)
+    assert (kept.returncode, kept.stdout.startswith("deleted 0 runs")) == (0, True)
+    deleted = curfewd("purge", CURFEW_RETENTION="2d", **url)
+    assert (deleted.returncode, deleted.stderr) == (0, "")
+    assert deleted.stdout.startswith("deleted 1 runs with 1 keys, and 0 orphaned keys, in ")
+    assert store.get_run_control(run) is None
+    without = curfewd("purge", **url)
+    assert (without.returncode, "--older-than" in without.stderr) == (Exit.USAGE, True)
+    rows.sql("CREATE TABLE flow_runs ()")
+    assert curfewd("purge", "--older-than", "1h", **url).returncode == Exit.UPSTREAM_ENGINE
 
 
 @pytest.mark.parametrize("command", ["once", "plan", "check"])

@@ -9,13 +9,16 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from curfew_store import FlowRunControlStore
 from tests.conftest import Database
 from tests.e2e.conftest import Table
 from tests.e2e.daemon_process import DaemonProcess, curfewd
@@ -108,3 +111,28 @@ def test_commands_work_through_a_pooler(pooled: str, database: Database, rows: T
     check = curfewd("check", **settings)
     assert check.returncode == 0
     assert "ALTER ROLE" in check.stdout
+
+
+def test_a_listener_behind_the_pooler_is_noticed_and_one_beside_it_hears(
+    pooled: str, database: Database, rows: Table
+) -> None:
+    """Deaf through the pool: told once, shown, found by `check`, and nothing but the poll interval is lost."""
+    settings: dict[str, Any] = {"CURFEW_LISTEN": "true", "CURFEW_POLL_INTERVAL": "2"}
+    check = curfewd("check", CURFEW_DATABASE_URL=pooled, **settings)
+    assert (check.returncode, "CURFEW_LISTEN_URL" in check.stdout) == (0, True)
+    with DaemonProcess(pooled, **settings) as deaf:
+        deaf.wait_for("listener_state_changed", new="silent")
+        deaf.wait_sample('curfew_listener_state{state="silent"}', 1)
+        rows.await_marked(rows.insert("overdue"))
+        assert deaf.stop() == 0
+        assert len(deaf.said("listener_state_changed")) == 1
+    settings["CURFEW_LISTEN_URL"] = database.conninfo
+    assert "is heard where" in curfewd("check", CURFEW_DATABASE_URL=pooled, **settings).stdout
+    with DaemonProcess(pooled, **settings | {"CURFEW_POLL_INTERVAL": "10"}) as hearing:
+        hearing.wait_for("listener_state_changed", new="up")
+        hearing.wait_up()
+        FlowRunControlStore(database.engine, notify_within=timedelta(seconds=10)).start_run(
+            UUID(int=1), "t", timeout=timedelta(milliseconds=300)
+        )
+        assert hearing.wait_for("runs_timed_out")["lag_max_ms"] < 5000
+        assert hearing.stop() == 0

@@ -21,6 +21,7 @@ from curfew_daemon.links import make_link
 from curfew_daemon.observer import Observer
 from curfew_daemon.once import sweep_until_done
 from curfew_daemon.plan import planned
+from curfew_daemon.purge_once import purge_until_done
 from curfew_daemon.sweeper import Sweeper
 from curfew_store import FlowRunControlStore, RunTimedOut, StartedRun
 from curfew_store.errors import sqlstate_of
@@ -146,6 +147,15 @@ def _plan(conninfo: str, rows: Rows) -> None:
     assert planned(settings_for(conninfo), HOUR)[0]
 
 
+def _purged_old(conninfo: str, rows: Rows) -> None:
+    """As `curfewd purge` and the purge of `curfewd run` do: ended runs with their keys, and orphaned keys."""
+    old = "now() - interval '2 hours'"
+    rows.insert_key(rows.insert("completed", completed_at_utc=old), uuid4().hex)
+    rows.insert_key(uuid4(), uuid4().hex, created=old)
+    deleted = purge_until_done(settings_for(conninfo), HOUR).deleted
+    assert (deleted.runs, deleted.keys, deleted.orphaned_keys) == (1, 1, 1)
+
+
 def _check(conninfo: str, _rows: Rows) -> None:
     topics = {"database", "schema", "rights", "claim", "keys"}
     found = [each for each in examine(settings_for(conninfo)) if each.topic in topics and each.level is not Level.OK]
@@ -160,6 +170,7 @@ CALLS: dict[str, Call] = {name: _of_store(call) for name, call in STORE_CALLS.it
     "curfewd once": _once,
     "curfewd plan": _plan,
     "curfewd check": _check,
+    "curfewd purge": _purged_old,
 }
 
 

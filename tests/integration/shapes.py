@@ -6,6 +6,8 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
+from curfew_store.version import LATEST
+
 TIME = "timestamp with time zone"
 
 UPSTREAM_CONTROLS = [
@@ -53,7 +55,11 @@ MIGRATED: dict[str, Any] = {
     # Only the primary keys: nothing that one odd old row could break.
     "constraints": {"flow_run_controls_pkey": "p", "flow_idempotency_keys_pkey": "p"},
     "triggers": [],
-    "versions": [("0001", 1)],
+    "parameters": {
+        "flow_run_controls": ["autovacuum_vacuum_scale_factor=0.01", "autovacuum_vacuum_threshold=1000"],
+        "flow_idempotency_keys": None,
+    },
+    "versions": [(LATEST, 1)],
 }
 
 _TABLES = "('flow_run_controls', 'flow_idempotency_keys')"
@@ -82,6 +88,11 @@ WHERE n.nspname = :schema AND c.relname IN {_TABLES} AND k.contype <> 'n'
 _TRIGGERS = f"""
 SELECT t.tgname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
 JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = :schema AND c.relname IN {_TABLES}
+"""
+
+_PARAMETERS = f"""
+SELECT c.relname, c.reloptions FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = :schema AND c.relname IN {_TABLES}
 """
 
 _CATALOGUE = """
@@ -117,6 +128,7 @@ def shape_of(engine: Engine, schema: str = "public") -> dict[str, Any]:
             "indexes": {name: (ok, uniq, sql.split(" USING ")[1]) for name, ok, uniq, sql in rows(_INDEXES)},
             "constraints": dict(rows(_CONSTRAINTS)),
             "triggers": rows(_TRIGGERS),
+            "parameters": dict(rows(_PARAMETERS)),
             "versions": [
                 tuple(row) for row in conn.exec_driver_sql(f"SELECT version_num, minimum_client FROM {version}")
             ],

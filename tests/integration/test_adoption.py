@@ -18,6 +18,7 @@ from curfew_store import FlowRunControlStore, RunState, StartedRun
 from curfew_store.enforcement import OVERDUE_REASON, claim_overdue
 from curfew_store.migrate import upgrade
 from curfew_store.schema import tables_in
+from curfew_store.version import LATEST
 from tests.conftest import Database
 from tests.integration.roles import engine_as, new_role
 from tests.integration.shapes import MIGRATED, shape_of
@@ -76,7 +77,7 @@ def test_adopting_rewrites_no_table_and_changes_no_row(upstream_database: Databa
     with psycopg.connect(upstream_database.conninfo, autocommit=True) as conn:
         files, contents = conn.execute(_FILES.format(_TABLES)).fetchall(), _contents(conn)
         (before,) = conn.execute("SELECT clock_timestamp()").fetchall()[0]
-        assert upgrade(upstream_database.engine) == (None, "0001")
+        assert upgrade(upstream_database.engine) == (None, LATEST)
         (after,) = conn.execute("SELECT clock_timestamp()").fetchall()[0]
         assert conn.execute(_FILES.format(_TABLES)).fetchall() == files
         assert _contents(conn) == contents
@@ -180,7 +181,7 @@ def test_producers_keep_writing_through_the_adoption(upstream_database: Database
             written.append(len(waits) - seen)
 
         event.listen(upstream_database.engine, "before_cursor_execute", let_them_write)
-        assert upgrade(upstream_database.engine) == (None, "0001")
+        assert upgrade(upstream_database.engine) == (None, LATEST)
         event.remove(upstream_database.engine, "before_cursor_execute", let_them_write)
     assert errors == []
     assert all(written)
@@ -209,7 +210,7 @@ def members(database: Database) -> Iterator[tuple[str, str]]:
 def test_tables_of_a_shared_role_serve_both_services(database: Database, members: tuple[str, str]) -> None:
     """One member of the owning role migrates and uses the tables, the other runs upstream's start-up there."""
     ours, upstreams = (engine_as(name, database) for name in members)
-    assert upgrade(ours, schema="shared") == (None, "0001")
+    assert upgrade(ours, schema="shared") == (None, LATEST)
     with upstreams.begin() as conn:
         conn.exec_driver_sql("SET LOCAL search_path = shared")
         conn.exec_driver_sql(STARTUP_BATCH)
@@ -227,4 +228,4 @@ def test_what_one_member_migrated_serves_every_member(database: Database, member
     upgrade(first, schema="shared")
     store, run = FlowRunControlStore(second, schema="shared"), uuid4()
     assert store.start_run(FLOW, "manual", "k", run_id=run) == StartedRun(run, False)
-    assert upgrade(second, schema="shared") == ("0001", "0001")
+    assert upgrade(second, schema="shared") == (LATEST, LATEST)

@@ -183,3 +183,38 @@ def test_a_defect_of_ours_is_not_taken_for_a_finding(database: Database, monkeyp
     monkeypatch.setattr(module, "keys_without_record", lambda *_, **__: broken(None))
     with pytest.raises(ZeroDivisionError):
         findings(database.conninfo)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "missing_purge_rights", lambda *_: broken(None))
+    with pytest.raises(ZeroDivisionError):
+        list(examine(settings_for(database, CURFEW_RETENTION="30d")))
+
+
+def test_a_retention_is_examined_as_whoever_purges(rows: Rows, database: Database) -> None:
+    """Off, nothing is said; on, a role that may not delete or cannot be is a warning, with what to do about it."""
+    role = f"daemon_{database.name}"
+    rows.sql(f"CREATE ROLE {role} LOGIN")
+    rows.sql(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    rows.sql(f"GRANT UPDATE ON flow_run_controls TO {role}")
+    own = make_conninfo(database.conninfo, options=GOOD)
+    as_role = make_conninfo(own, user=role)
+
+    def examined(**variables: str) -> tuple[dict[str, Level], Finding]:
+        found = {each.topic: each for each in examine(settings_for(as_role, CURFEW_RETENTION="30d", **variables))}
+        return bad(found), found["retention"]
+
+    try:
+        assert "retention" not in findings(as_role)
+        warned, finding = examined()
+        assert warned == {"retention": Level.WARNING}
+        assert 'DELETE ON "public"."flow_run_controls"' in finding.message
+        assert "SELECT" not in finding.message
+        assert "CURFEW_PURGE_URL" in finding.remedy
+        warned, finding = examined(CURFEW_PURGE_URL=own)
+        assert warned == {}
+        assert "after 30 days" in finding.message
+        warned, finding = examined(CURFEW_PURGE_URL="host=/nowhere")
+        assert warned == {"retention": Level.WARNING}
+        assert "CURFEW_PURGE_URL" in finding.remedy
+    finally:
+        rows.sql(f"DROP OWNED BY {role}")
+        rows.sql(f"DROP ROLE {role}")

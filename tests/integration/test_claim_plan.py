@@ -98,7 +98,7 @@ def _in_state(conn: Connection, state: str, rows: int) -> None:
         conn.exec_driver_sql(statement.format(rows=rows).replace("%", "%%"))
 
 
-def _statements() -> dict[str, tuple[Any, dict[str, Any]]]:
+def statements() -> dict[str, tuple[Any, dict[str, Any]]]:
     return {
         "claim": (claim_statement(TABLES, continued=False), {"limit": 500}),
         "continued claim": (claim_statement(TABLES, continued=True), {"limit": 500, **CURSOR}),
@@ -106,7 +106,7 @@ def _statements() -> dict[str, tuple[Any, dict[str, Any]]]:
     }
 
 
-def _explain(conn: Connection, statement: Any, parameters: dict[str, Any]) -> dict[str, Any]:
+def explained(conn: Connection, statement: Any, parameters: dict[str, Any]) -> dict[str, Any]:
     """The plan of the statement exactly as SQLAlchemy compiles and sends it."""
     compiled = statement.compile(dialect=conn.dialect)
     sql = f"EXPLAIN (FORMAT JSON) {compiled}"
@@ -114,10 +114,10 @@ def _explain(conn: Connection, statement: Any, parameters: dict[str, Any]) -> di
     return plan
 
 
-def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for child in plan.get("Plans", ()):
-        yield from _nodes(child)
+        yield from nodes_of(child)
 
 
 def _assert_indexed(plan: dict[str, Any], what: str, *, empty: bool = False) -> None:
@@ -125,7 +125,7 @@ def _assert_indexed(plan: dict[str, Any], what: str, *, empty: bool = False) -> 
 
     The ids of an empty table may be looked up by reading all its no pages.
     """
-    nodes = list(_nodes(plan))
+    nodes = list(nodes_of(plan))
     assert ARMED_INDEX in {node.get("Index Name") for node in nodes}, f"{what} reads no armed index: {plan}"
     kinds = {node["Node Type"] for node in nodes if node.get("Relation Name") == _TABLE or "Sort" in node["Node Type"]}
     kinds -= {"ModifyTable", "LockRows", *(["Seq Scan"] if empty else [])}
@@ -139,8 +139,8 @@ def _assert_indexed(plan: dict[str, Any], what: str, *, empty: bool = False) -> 
 def test_the_plan_reads_the_armed_index_whatever_the_statistics_say(connection: Connection, state: str) -> None:
     """Claim, continued claim and look-ahead read the partial index in order, with no scan or sort of the table."""
     _in_state(connection, state, rows=30_000)
-    for what, (statement, parameters) in _statements().items():
-        _assert_indexed(_explain(connection, statement, parameters), what, empty=state == "empty")
+    for what, (statement, parameters) in statements().items():
+        _assert_indexed(explained(connection, statement, parameters), what, empty=state == "empty")
 
 
 @pytest.mark.contract("E-4")
@@ -157,8 +157,8 @@ def test_the_claim_marks_500_of_100_000_within_50_ms(connection: Connection, sta
         assert len(batch) == 500
         last = batch[-1] if number < 30 else None
     assert statistics.median(seconds) < 0.050, f"slowest {max(seconds):.3f} s"
-    for what, (statement, parameters) in _statements().items():
-        _assert_indexed(_explain(connection, statement, parameters), what)
+    for what, (statement, parameters) in statements().items():
+        _assert_indexed(explained(connection, statement, parameters), what)
 
 
 @pytest.mark.contract("E-4")

@@ -63,7 +63,7 @@ def _engine(database: Database, options: str) -> Engine:
 
 def _claim(engine: Engine, limit: int) -> list[ClaimedRun]:
     with engine.connect() as conn:
-        return claim_overdue(conn.execution_options(isolation_level="AUTOCOMMIT"), TABLES, limit=limit)
+        return list(claim_overdue(conn.execution_options(isolation_level="AUTOCOMMIT"), TABLES, limit=limit))
 
 
 def _disarm(store: FlowRunControlStore, runs: list[UUID], conn: Connection) -> None:
@@ -269,7 +269,7 @@ def test_many_claimers_mark_every_due_run_exactly_once(database: Database) -> No
         batches: list[list[ClaimedRun]] = []
         with database.engine.connect() as plain:
             conn = plain.execution_options(isolation_level="AUTOCOMMIT")
-            while batch := claim_overdue(conn, TABLES, limit=37):
+            while batch := list(claim_overdue(conn, TABLES, limit=37)):
                 batches.append(batch)
         return batches
 

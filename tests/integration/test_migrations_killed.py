@@ -18,6 +18,7 @@ from curfew_store import MigrationError
 from curfew_store import migrate as migrate_module
 from curfew_store.migrate import upgrade
 from curfew_store.migrations import steps
+from curfew_store.version import LATEST
 from tests.conftest import Database
 from tests.integration.sessions import Onlooker, eventually, in_background, onlooker
 from tests.integration.shapes import MIGRATED, shape_of
@@ -61,7 +62,7 @@ def test_a_migration_killed_at_any_statement_ends_right_when_run_again(empty_dat
                 finished = True
             except sqlalchemy.exc.DBAPIError as error:
                 assert error.connection_invalidated, f"{sent[-1]} failed for another reason"  # noqa: PT017
-                assert upgrade(empty_database.engine, schema=schema)[1] == "0001"
+                assert upgrade(empty_database.engine, schema=schema)[1] == LATEST
             assert shape_of(empty_database.engine, schema) == MIGRATED, sent[number : number + 1]
             assert admin.ask(f"SELECT count(*) FROM {schema}.flow_run_controls") == int(adopted)
             number += 1
@@ -100,7 +101,7 @@ def test_an_invalid_index_left_by_a_killed_build_is_replaced(database: Database)
             assert isinstance(killed.exception(), sqlalchemy.exc.OperationalError)
         assert _armed_index_is_valid(database) is False
         writer.rollback()
-    assert upgrade(database.engine) == (None, "0001")
+    assert upgrade(database.engine) == (None, LATEST)
     assert shape_of(database.engine) == MIGRATED
 
 
@@ -112,7 +113,7 @@ def test_a_build_held_up_for_too_long_can_be_repeated(database: Database, monkey
         with pytest.raises(MigrationError, match="stayed locked by others through 2 tries"):
             upgrade(database.engine)
         assert _armed_index_is_valid(database) is False
-    assert upgrade(database.engine) == (None, "0001")
+    assert upgrade(database.engine) == (None, LATEST)
     assert shape_of(database.engine) == MIGRATED
 
 
@@ -120,6 +121,7 @@ _PROCESS = """
 import sys
 from sqlalchemy import create_engine
 from curfew_store.migrate import upgrade
+from curfew_store.version import LATEST
 upgrade(create_engine(sys.argv[1]))
 """
 
@@ -137,6 +139,6 @@ def test_the_successor_of_a_process_killed_in_a_build_waits_for_its_backend(data
             waiting.append(None)
             writer.rollback()
 
-        assert upgrade(database.engine, on_wait=release)[1] == "0001"
+        assert upgrade(database.engine, on_wait=release)[1] == LATEST
     assert waiting == [None]
     assert shape_of(database.engine) == MIGRATED

@@ -14,6 +14,7 @@ import pytest
 from curfew_daemon.lifecycle import Exit
 from curfew_store import SchemaMismatch
 from curfew_store.testing import DatabaseTemplate
+from curfew_store.version import LATEST
 from tests.conftest import Database
 from tests.e2e.conftest import Table
 from tests.e2e.daemon_process import DaemonProcess, curfewd
@@ -71,13 +72,13 @@ def ask_for_client(rows: Table, minimum: int) -> None:
 def test_the_next_revision_adds_and_changes_nothing_else(database: Database, tmp_path: Path) -> None:
     """The stand-in is additive: one column and one index more, the rest and the minimum client as they were."""
     before = shape_of(database.engine)
-    assert migrate_as_next_release(database.engine, tmp_path) == ("0001", NEXT)
+    assert migrate_as_next_release(database.engine, tmp_path) == (LATEST, NEXT)
     after = shape_of(database.engine)
     *kept, added = after["columns"]["flow_run_controls"]
     assert added[0] == "priority"
     assert after["indexes"].pop("ix_flow_run_controls_priority")[0]
     assert after["versions"] == [(NEXT, 1)]
-    assert after | {"columns": after["columns"] | {"flow_run_controls": kept}, "versions": [("0001", 1)]} == before
+    assert after | {"columns": after["columns"] | {"flow_run_controls": kept}, "versions": [(LATEST, 1)]} == before
 
 
 def test_every_call_of_a_store_works_on_the_next_schema(
@@ -136,7 +137,7 @@ def test_a_running_daemon_marks_before_while_and_after_a_migration(
                 mark_one()
                 assert not migration.done()
                 reader.rollback()
-                assert migration.result() == ("0001", NEXT)
+                assert migration.result() == (LATEST, NEXT)
         mark_one()
         assert daemon.metric(FAILED_SWEEPS) == 0
         assert daemon.stop() == 0
@@ -162,7 +163,7 @@ def test_the_roles_hold_between_the_migration_and_the_next_run_of_their_script(
 ) -> None:
     """Least privilege does not stop this release: with the new column there, and again once `roles.sql` was run."""
     with deployed(curfew_database) as deployment:
-        assert migrate_as_next_release(deployment.engine("migrator"), tmp_path) == ("0001", NEXT)
+        assert migrate_as_next_release(deployment.engine("migrator"), tmp_path) == (LATEST, NEXT)
         lifecycle(deployment)
         again = deployment.run_script()
         assert (again.returncode, again.stderr) == (0, "")

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from curfew_daemon.config import RELOADABLE, VARIABLES, Settings, SettingsError, reload
-from curfew_daemon.conninfo import read_database_url
+from curfew_daemon.conninfo import read_database_url, read_listen_url, read_purge_url
 from curfew_daemon.settings_table import markdown
 
 URL = {"CURFEW_DATABASE_URL": "host=/run/postgresql"}
@@ -33,13 +33,22 @@ def test_defaults_need_nothing_but_a_database() -> None:
         "migration_database_url_file": None,
         "schema_name": "public",
         "poll_interval": 1.0,
-        "batch_size": 500,
+        "batch_size": 2000,
+        "drain_connections": 4,
         "connect_timeout": 2,
         "statement_timeout": 5.0,
         "lock_timeout": 2.0,
         "reconnect_max": 1.0,
+        "reconnect_spread": 0.0,
         "observe_interval": 5.0,
         "observe_budget": 1.0,
+        "retention": None,
+        "purge_interval": 3600.0,
+        "purge_url": None,
+        "purge_url_file": None,
+        "listen": False,
+        "listen_url": None,
+        "listen_url_file": None,
         "shutdown_grace": 10.0,
         "http_host": "127.0.0.1",
         "http_port": 9847,
@@ -61,12 +70,19 @@ def test_each_setting_is_read_from_its_variable(tmp_path: Path) -> None:
         "CURFEW_SCHEMA": "Läufe",
         "CURFEW_POLL_INTERVAL": "0.25",
         "CURFEW_BATCH_SIZE": "10",
+        "CURFEW_DRAIN_CONNECTIONS": "2",
         "CURFEW_CONNECT_TIMEOUT": "3",
         "CURFEW_STATEMENT_TIMEOUT": "4",
         "CURFEW_LOCK_TIMEOUT": "4",
         "CURFEW_RECONNECT_MAX": "2.5",
+        "CURFEW_RECONNECT_SPREAD": "12",
         "CURFEW_OBSERVE_INTERVAL": "60",
         "CURFEW_OBSERVE_BUDGET": "0.5",
+        "CURFEW_RETENTION": "30d",
+        "CURFEW_PURGE_INTERVAL": "600",
+        "CURFEW_PURGE_URL_FILE": str(file),
+        "CURFEW_LISTEN": "true",
+        "CURFEW_LISTEN_URL_FILE": str(file),
         "CURFEW_SHUTDOWN_GRACE": "0",
         "CURFEW_HTTP_HOST": "::",
         "CURFEW_HTTP_PORT": "0",
@@ -78,7 +94,8 @@ def test_each_setting_is_read_from_its_variable(tmp_path: Path) -> None:
     settings = Settings.load(given)
     fields = {name: getattr(settings, name) for name, variable in VARIABLES.items() if variable in given}
     assert list(fields.values()) == [
-        *(file, Path("/run/direct"), "Läufe", 0.25, 10, 3, 4.0, 4.0, 2.5, 60.0, 0.5, 0.0),
+        *(file, Path("/run/direct"), "Läufe", 0.25, 10, 2, 3, 4.0, 4.0, 2.5, 12.0, 60.0, 0.5),
+        *(30 * 86_400.0, 600.0, file, True, file, 0.0),
         *("::", 0, False, "json", "warning", "blue-1"),
     ]
 
@@ -87,8 +104,8 @@ def test_the_constructor_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -
     """Only `load` without an argument looks at the process's own environment."""
     monkeypatch.setenv("CURFEW_BATCH_SIZE", "7")
     monkeypatch.setenv("CURFEW_DATABASE_URL", "host=/run/postgresql")
-    assert Settings().batch_size == 500
-    assert Settings.load(URL).batch_size == 500
+    assert Settings().batch_size == 2000
+    assert Settings.load(URL).batch_size == 2000
     assert Settings.load().batch_size == 7
 
 
@@ -104,13 +121,17 @@ def test_settings_are_frozen() -> None:
     [
         ("CURFEW_POLL_INTERVAL", ("0.01", "10"), ("0.009", "10.1")),
         ("CURFEW_BATCH_SIZE", ("1", "10000"), ("0", "10001")),
+        ("CURFEW_DRAIN_CONNECTIONS", ("1", "16"), ("0", "17")),
         ("CURFEW_CONNECT_TIMEOUT", ("2", "10"), ("1", "11")),
         # The upper ends of the two server timeouts are never reached: other settings bound them first.
         ("CURFEW_STATEMENT_TIMEOUT", ("2", "13.9"), ("0.09", "61")),
         ("CURFEW_LOCK_TIMEOUT", ("0.01", "5"), ("0.009", "61")),
         ("CURFEW_RECONNECT_MAX", ("0.1", "10"), ("0.09", "10.1")),
+        ("CURFEW_RECONNECT_SPREAD", ("0", "14"), ("-0.1", "14.1")),
         ("CURFEW_OBSERVE_INTERVAL", ("1", "300"), ("0.4", "301")),
         ("CURFEW_OBSERVE_BUDGET", ("0.01", "5"), ("0.009", "61")),
+        ("CURFEW_RETENTION", ("60", "3153600000"), ("59.9", "3153600001")),
+        ("CURFEW_PURGE_INTERVAL", ("1", "86400"), ("0.9", "86401")),
         ("CURFEW_SHUTDOWN_GRACE", ("0", "600"), ("-0.1", "601")),
         ("CURFEW_HTTP_PORT", ("0", "65535"), ("-1", "65536")),
     ],
@@ -151,6 +172,10 @@ def test_a_bad_duration_names_its_variable(value: str) -> None:
         ("CURFEW_SCHEMA", "ä" * 32, "1 to 63 bytes"),
         ("CURFEW_SCHEMA", "a\0b", "no NUL"),
         ("CURFEW_SCHEMA", "a\udcff", "bytes of UTF-8"),
+        ("CURFEW_RETENTION", "30 days", "write 30d, 12h or a number of seconds"),
+        ("CURFEW_RETENTION", "-3h", "greater than or equal to 60"),
+        ("CURFEW_RETENTION", "nan", "finite number"),
+        ("CURFEW_RETENTION", "1e999d", "write 30d"),
         ("CURFEW_SCHEMA", "pg_catalog", "PostgreSQL's own"),
         ("CURFEW_SCHEMA", "information_schema", "PostgreSQL's own"),
     ],
@@ -168,7 +193,9 @@ def test_any_name_that_postgresql_takes_is_a_schema(schema: str) -> None:
     assert Settings.load({**URL, "CURFEW_SCHEMA": schema}).schema_name == schema
 
 
-@pytest.mark.parametrize("pair", ["CURFEW_DATABASE_URL", "CURFEW_MIGRATION_DATABASE_URL"])
+@pytest.mark.parametrize(
+    "pair", ["CURFEW_DATABASE_URL", "CURFEW_MIGRATION_DATABASE_URL", "CURFEW_PURGE_URL", "CURFEW_LISTEN_URL"]
+)
 def test_a_url_and_its_file_exclude_each_other(pair: str) -> None:
     """A URL given both ways is an error that names both variables."""
     environ = {**URL, pair: "host=/tmp", f"{pair}_FILE": "/run/url"}
@@ -288,6 +315,7 @@ def test_the_longest_wait_is_the_longest_single_one() -> None:
     assert settings.longest_wait(hosts=4) == 9.0
     assert Settings(statement_timeout=2, connect_timeout=2, poll_interval=10).longest_wait() == 10.0
     assert Settings(statement_timeout=2, reconnect_max=9).longest_wait() == 9.0
+    assert Settings(statement_timeout=2, reconnect_spread=12).longest_wait() == 12.0
 
 
 @pytest.mark.parametrize(
@@ -338,6 +366,10 @@ def test_reload_takes_over_what_may_change(tmp_path: Path) -> None:
         "CURFEW_BATCH_SIZE": "9",
         "CURFEW_DATABASE_URL_FILE": str(file),
         "CURFEW_MIGRATION_DATABASE_URL": "host=/direct",
+        "CURFEW_RETENTION": "12h",
+        "CURFEW_PURGE_INTERVAL": "60",
+        "CURFEW_PURGE_URL": "host=/purge",
+        "CURFEW_LISTEN_URL": "host=/direct",
     }
     settings, refused = reload(Settings.load(URL), new)
     assert refused == []
@@ -351,12 +383,15 @@ def test_reload_refuses_everything_else_by_name(tmp_path: Path) -> None:
     new = {
         **URL,
         "CURFEW_SCHEMA": "other",
+        "CURFEW_DRAIN_CONNECTIONS": "1",
         "CURFEW_CONNECT_TIMEOUT": "3",
         "CURFEW_STATEMENT_TIMEOUT": "4",
         "CURFEW_LOCK_TIMEOUT": "1",
         "CURFEW_RECONNECT_MAX": "2",
+        "CURFEW_RECONNECT_SPREAD": "3",
         "CURFEW_OBSERVE_INTERVAL": "6",
         "CURFEW_OBSERVE_BUDGET": "2",
+        "CURFEW_LISTEN": "true",
         "CURFEW_SHUTDOWN_GRACE": "1",
         "CURFEW_HTTP_HOST": "::1",
         "CURFEW_HTTP_PORT": "1",
@@ -390,6 +425,37 @@ def test_a_bad_reload_leaves_the_old_settings(tmp_path: Path) -> None:
     assert old == before
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("1e3", 1000), ("1h30m", 5400), (" 7d ", 604_800), ("36500D", 0)]
+)
+def test_a_retention_may_have_units(text: str, seconds: int) -> None:
+    """A number of seconds, or a duration in small letters; anything else says how to write one."""
+    if seconds:
+        assert Settings.load({**URL, "CURFEW_RETENTION": text}).retention == seconds
+    else:
+        assert "write 30d" in problems({**URL, "CURFEW_RETENTION": text})[0]
+
+
+def test_the_purge_has_a_url_of_its_own_or_the_databases(tmp_path: Path) -> None:
+    """Without one it is that of the database; a file that cannot be read is found at the start."""
+    assert read_purge_url(Settings.load(URL)) == read_database_url(Settings.load(URL))
+    assert read_purge_url(Settings.load({**URL, "CURFEW_PURGE_URL": "host=/purge"})) == "host=/purge"
+    file = tmp_path / "url"
+    assert "CURFEW_PURGE_URL_FILE" in problems({**URL, "CURFEW_PURGE_URL_FILE": str(file)})[0]
+    file.write_text("host=/file\n")
+    assert read_purge_url(Settings.load({**URL, "CURFEW_PURGE_URL_FILE": str(file)})) == "host=/file"
+
+
+def test_the_listener_has_a_url_of_its_own_or_the_databases(tmp_path: Path) -> None:
+    """Without one it is that of the database; a file that cannot be read is found at the start."""
+    assert read_listen_url(Settings.load(URL)) == read_database_url(Settings.load(URL))
+    assert read_listen_url(Settings.load({**URL, "CURFEW_LISTEN_URL": "host=/direct"})) == "host=/direct"
+    file = tmp_path / "url"
+    assert "CURFEW_LISTEN_URL_FILE" in problems({**URL, "CURFEW_LISTEN_URL_FILE": str(file)})[0]
+    file.write_text("host=/file\n")
+    assert read_listen_url(Settings.load({**URL, "CURFEW_LISTEN_URL_FILE": str(file)})) == "host=/file"
+
+
 def test_settings_made_by_hand_are_checked_too() -> None:
     """The constructor refuses what `load` refuses, and an unknown name."""
     with pytest.raises(ValidationError, match="lock_timeout"):
@@ -412,7 +478,7 @@ def test_the_table_has_a_row_for_each_setting() -> None:
     assert all(len(row) == 4 and row[3].endswith(".") for row in rows[2:])
     cells = {row[0].strip("`* "): (row[1], row[2]) for row in rows[2:]}
     assert cells["CURFEW_POLL_INTERVAL"] == ("`1`", "number, 0.01 to 10")
-    assert cells["CURFEW_BATCH_SIZE"] == ("`500`", "whole number, 1 to 10000")
+    assert cells["CURFEW_BATCH_SIZE"] == ("`2000`", "whole number, 1 to 10000")
     assert cells["CURFEW_DATABASE_URL"] == ("none", "URL")
     assert cells["CURFEW_DATABASE_URL_FILE"] == ("none", "path")
     assert cells["CURFEW_LOG_FORMAT"] == ("`auto`", "`auto`, `console`, `json`")

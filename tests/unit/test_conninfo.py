@@ -12,7 +12,6 @@ from pydantic import SecretStr
 
 from curfew_daemon.config import Settings, SettingsError
 from curfew_daemon.conninfo import (
-    FILE_LIMIT,
     ConninfoError,
     connect_attempts,
     describe,
@@ -20,6 +19,7 @@ from curfew_daemon.conninfo import (
     read_migration_database_url,
     to_conninfo,
 )
+from curfew_daemon.text_file import FILE_LIMIT
 
 PASSWORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40)
 

@@ -12,15 +12,10 @@ import pytest
 from sqlalchemy.dialects import postgresql
 
 from curfew_store import UNSET, InvalidValue, WrongType
-from curfew_store.deadlines import Deadline, chosen_deadline, required_timeout, resolved_deadline
+from curfew_store.deadlines import Deadline, chosen_deadline, given_deadline, required_timeout, resolved_deadline
 
 NOW = datetime(2030, 5, 6, 7, 8, 9, 101112, tzinfo=UTC)
 HOUR = timedelta(hours=1)
-
-
-def sql(deadline: Deadline) -> str:
-    """A deadline as PostgreSQL would be sent it."""
-    return str(deadline.expression().compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.contract("F-2")
@@ -129,10 +124,11 @@ def test_which_parameters_go_together() -> None:
 @pytest.mark.contract("A-1", "A-2")
 def test_the_sql_of_a_deadline() -> None:
     """A time from now is added as seconds to the start of the statement; a moment is bound; none is NULL."""
-    assert sql(Deadline(after=86_400.0)).startswith("statement_timestamp() + make_interval(0, 0, 0, 0, 0, 0, ")
-    assert sql(Deadline()) == "NULL"
-    at = Deadline(at=NOW).expression().compile(dialect=postgresql.dialect())  # type: ignore[no-untyped-call]
-    assert list(at.params.values()) == [NOW]
+    sql = str(given_deadline().compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]
+    assert sql.endswith("statement_timestamp() + make_interval(0, 0, 0, 0, 0, 0, %(given_after)s))")
+    assert Deadline(after=86_400.0).parameters() == {"given_at": None, "given_after": 86_400.0}
+    assert Deadline(at=NOW).parameters() == {"given_at": NOW, "given_after": None}
+    assert Deadline().parameters() == {"given_at": None, "given_after": None}
 
 
 @pytest.mark.contract("L-2")

@@ -5,23 +5,40 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
+from uuid import uuid4
 
 import psycopg
 import pytest
 
+from curfew_daemon import enforcer as enforcer_module
 from curfew_daemon.database import Link
-from curfew_daemon.enforcer import Enforcer
+from curfew_daemon.enforcer import GAP, Enforcer
 from curfew_daemon.failures import DatabaseRefusal
 from curfew_daemon.results import DatabaseState, SweepResult
 from curfew_daemon.sweeper import Sweeper
 from curfew_daemon.wake import BLOCKED_FIRST, Wake
+from curfew_store.hints import Hint
 
 Step = SweepResult | Exception | Callable[[], SweepResult]
 
 
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
 def swept(marked: int = 0, *, next_due_in: float | None = None, overdue: bool = False) -> SweepResult:
     return SweepResult("poll", marked, 1, 2, 0.001, (), None, next_due_in, overdue)
+
+
+def looked(**found: Any) -> SweepResult:
+    """As `swept`, by a sweep that has asked the database's clock just now, when it was `NOW`."""
+    return replace(swept(**found), seen=(NOW, time.monotonic()))
+
+
+def hint_in(seconds: float) -> Hint:
+    return Hint(NOW + timedelta(seconds=seconds), uuid4())
 
 
 class Bench:
@@ -36,6 +53,8 @@ class Bench:
         self.errors: list[BaseException] = []
         self.beats = self.drops = 0
         self.closed = self.cancelled = False
+        self.expected: list[Hint] = []
+        self.roused = threading.Event()
         self.poll_interval = poll_interval
         self.enforcer = Enforcer(
             cast("Sweeper", self),
@@ -43,9 +62,13 @@ class Bench:
             self,
             poll_interval=lambda: self.poll_interval,
             reconnect_max=lambda: reconnect_max,
+            rouse=self.roused.set,
         )
 
     # As the sweeper.
+    def expect(self, hint: Hint, _due_at: float) -> None:
+        self.expected.append(hint)
+
     def run_once(self, reason: str, *, slack: float = 0.0) -> SweepResult:
         self.slacks.append(slack)
         step = self.script.pop(0)
@@ -125,12 +148,23 @@ def test_a_reason_of_the_callers_own_comes_first() -> None:
 
 
 def test_it_comes_back_within_about_a_poll_interval() -> None:
-    """However near the next deadline always is, the caller hears from it again."""
-    bench = Bench(*[swept(next_due_in=0.01)] * 1000, poll_interval=0.1)
+    """Where deadlines leave a gap the caller hears from it again, however soon the next one always is."""
+    bench = Bench(*[swept(next_due_in=GAP + 0.01)] * 100, poll_interval=0.2)
     wake = bench.enforcer.serve()
     assert wake.reason == "deadline"
-    assert 0 <= wake.delay <= 0.1
-    assert 2 <= len(bench.woken) <= 12
+    assert GAP <= wake.delay <= GAP + 0.01
+    assert 2 <= len(bench.woken) <= 5
+
+
+def test_deadlines_hard_upon_each_other_do_not_wait_for_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no gap between them it serves on past the poll interval, for the longest service at most."""
+    monkeypatch.setattr(enforcer_module, "LONGEST_SERVICE", 0.5)
+    bench = Bench(*[swept(next_due_in=0.01)] * 1000, poll_interval=0.02)
+    began = time.monotonic()
+    wake = bench.enforcer.serve()
+    assert time.monotonic() - began >= 0.4
+    assert wake.reason == "deadline"
+    assert 3 <= len(bench.woken) <= 60
 
 
 def test_rows_that_others_hold_are_looked_at_again_with_growing_delays() -> None:
@@ -163,6 +197,93 @@ def test_a_nudge_during_a_sweep_is_not_lost() -> None:
     bench = Bench(nudged, swept())
     assert ended(in_thread(bench.enforcer.serve))
     assert bench.woken == ["start", "hint"]
+
+
+def test_a_hint_ends_the_wait_at_its_deadline() -> None:
+    """It is slept for like a deadline that was looked at; the sweep is told of the run, the caller of nothing."""
+    bench = Bench(looked, looked)
+    bench.script[0] = lambda: looked(next_due_in=50.0)
+    thread = in_thread(bench.enforcer.serve)
+    while not bench.results:
+        time.sleep(0.001)
+    began, hint = time.monotonic(), hint_in(0.1)
+    while not bench.enforcer.hinted(hint):  # its sweep has ended, and now it waits
+        time.sleep(0.001)
+    assert not bench.enforcer.hinted(hint_in(20.0))
+    assert ended(thread)
+    assert time.monotonic() - began >= 0.05
+    assert bench.woken == ["start", "hint"]
+    assert bench.expected == [hint]
+    assert not bench.roused.is_set()
+
+
+def test_a_hint_during_a_sweep_is_waited_for_after_it() -> None:
+    """The look of the sweep in hand may have been too early for it; the poll is not what is waited for then."""
+
+    def hinted() -> SweepResult:
+        assert bench.enforcer.hinted(hint_in(0.05))
+        return looked()
+
+    bench = Bench(looked, hinted, looked)
+    bench.enforcer.serve()
+    assert bench.enforcer.serve().reason == "poll"
+    assert bench.woken == ["start", "poll", "hint"]
+
+
+def test_between_two_runs_a_hint_rouses_the_caller_who_then_waits_for_it() -> None:
+    """The next run begins before its time, and sweeps at that of the hint and not before."""
+    bench = Bench(looked, looked)
+    bench.enforcer.serve()
+    began = time.monotonic()
+    assert bench.enforcer.hinted(hint_in(0.1))
+    assert bench.roused.is_set()
+    assert bench.enforcer.serve() == Wake(60.0, "poll")
+    assert time.monotonic() - began >= 0.05
+    assert bench.woken == ["start", "hint"]
+
+
+def test_a_hint_beyond_the_run_is_when_to_come_back() -> None:
+    """A run lasts for about a poll interval; what is hinted after it is the next run's."""
+
+    def hinted() -> SweepResult:
+        bench.poll_interval = 5.0
+        assert bench.enforcer.hinted(hint_in(2.0))
+        return looked()
+
+    bench = Bench(looked, hinted, poll_interval=0.2)
+    bench.enforcer.serve()
+    wake = bench.enforcer.serve()
+    assert wake.reason == "hint"
+    assert 1.0 < wake.delay <= 2.0
+
+
+def test_a_hint_of_a_passed_deadline_is_swept_for_and_says_nothing_of_rivals() -> None:
+    """Whoever configured it was late; no daemon was."""
+    bench = Bench(looked, looked)
+    bench.enforcer.serve()
+    assert bench.enforcer.hinted(hint_in(-5.0))
+    bench.enforcer.serve()
+    assert bench.woken == ["start", "hint"]
+    assert bench.expected == []
+
+
+def test_no_hint_disturbs_the_retries_of_an_outage() -> None:
+    """While the database is away hints change nothing."""
+    bench = Bench(looked, psycopg.OperationalError("gone"), looked)
+    bench.enforcer.serve()
+    assert bench.enforcer.serve().reason == "retry"
+    assert not bench.enforcer.hinted(hint_in(-5.0))
+    assert not bench.roused.is_set()
+
+
+def test_a_nudge_outweighs_a_hint() -> None:
+    """Asked to sweep at once, it does so although a hint waits for its time."""
+    bench = Bench(looked, looked)
+    bench.enforcer.serve()
+    assert bench.enforcer.hinted(hint_in(50.0))
+    bench.enforcer.nudge()
+    assert bench.enforcer.serve().reason == "poll"
+    assert bench.expected == []
 
 
 def test_a_stop_ends_the_wait_without_a_further_sweep() -> None:

@@ -71,7 +71,7 @@ def test_anything_but_settings_is_refused_without_being_shown(file: Path, line: 
 
 def test_a_file_that_cannot_be_read_is_an_error_that_names_it(file: Path, tmp_path: Path) -> None:
     """Missing, a folder, not UTF-8: each is a settings error and no traceback."""
-    for path, why in ((file, "No such file"), (tmp_path, "Is a directory")):
+    for path, why in ((file, "No such file"), (tmp_path, "is not a regular file")):
         with pytest.raises(SettingsError, match=f"{ENV_FILE}.*{path}.*{why}"):
             with_env_file({ENV_FILE: str(path)})
     file.write_bytes(b"CURFEW_INSTANCE=\xff\xfe\n")

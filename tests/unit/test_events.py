@@ -17,14 +17,23 @@ from uuid import UUID
 
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from curfew_daemon import events as module
 from curfew_daemon import loglines
 from curfew_daemon.events import EVENTS, Events, configure, dropped, set_level
 from curfew_daemon.logtext import FIELD_BYTES, clean, clean_value
-from curfew_daemon.results import DatabaseState, MarkedBatch, MarkedRun, Observation, SweepResult
+from curfew_daemon.results import (
+    DatabaseState,
+    ListenerState,
+    MarkedBatch,
+    MarkedRun,
+    Observation,
+    PurgedSlice,
+    PurgeResult,
+    SweepResult,
+)
 
 GUIDE = Path(module.__file__).parents[1] / "README.md"
 NOW = datetime(2030, 5, 1, 12, 0, 0, tzinfo=UTC)
@@ -74,14 +83,19 @@ def every_method(events: Events) -> list[Callable[[], None]]:
         lambda: events.settings_ignored_service_links(["CURFEW_PORT"]),
         lambda: events.http_listening("http://127.0.0.1:1"),
         lambda: events.database(None, DatabaseState.UNREACHABLE, "start it", error),
+        lambda: events.listener(None, ListenerState.SILENT, "go past the pooler", error),
         lambda: events.startup_options_dropped(["statement_timeout"]),
         lambda: events.upstream_engine_found("public.flow_runs"),
         lambda: events.marked(batch),
         lambda: events.swept(replace(SWEEP, marked=1, run_ids=(RUN.run_id,), lag_max=0.002)),
         lambda: events.swept(SWEEP),
         lambda: events.sweep_failed(error),
+        lambda: events.run_refused(RUN.run_id, 1.0, error),
+        lambda: events.drain_connection_failed(error),
         lambda: events.observation_failed(error),
         lambda: events.observed(Observation(0, False, None, 0, False, None, 0.1)),
+        lambda: events.purge_failed(DatabaseState.DENIED, error, "grant it"),
+        lambda: events.purged(PurgeResult("done", PurgedSlice(1, 1, 0), 2, 0.1, 0.4)),
         lambda: events.http_died(error),
         lambda: events.scheduler_missed("sweep"),
         lambda: events.scheduler_job_failed("sweep", error),
@@ -113,6 +127,42 @@ def test_every_event_is_in_the_catalogue_and_said() -> None:
     methods = [name for name in vars(Events) if not name.startswith("_")]
     assert len(calls) == len(methods) + 1  # swept twice: with marks and without
     assert len(json_lines(stream)) == len(EVENTS)
+
+
+def test_a_listener_that_hears_is_news_and_one_that_does_not_is_a_warning() -> None:
+    """Each change is a line with what to do and the first line of what was met."""
+    stream = to_json()
+    events = Events()
+    events.listener(None, ListenerState.SILENT, "go past the pooler", RuntimeError("nothing\nheard"))
+    events.listener(ListenerState.SILENT, ListenerState.UP, None, None)
+    silent, up = json_lines(stream)
+    assert (silent["level"], silent["old"], silent["new"]) == ("warning", None, "silent")
+    assert (silent["remedy"], silent["error"]) == ("go past the pooler", "RuntimeError: nothing")
+    assert (up["level"], up["old"], up["new"]) == ("info", "silent", "up")
+    assert not {"remedy", "error"} & up.keys()
+
+
+def test_a_purge_that_fails_is_told_once_per_state() -> None:
+    """The same state again is silent, another one is told, and so is the end of it; an empty round is debug."""
+    stream = to_json("info")
+    events = Events()
+    for state in (DatabaseState.DENIED, DatabaseState.DENIED, DatabaseState.UNREACHABLE, DatabaseState.DENIED):
+        events.purge_failed(state, "permission denied", "grant it")
+    for _ in range(2):
+        events.purged(PurgeResult("done", PurgedSlice(), 2, 0.1, 0.4))
+    events.purged(PurgeResult("done", PurgedSlice(0, 0, 3), 2, 0.1, 0.4))
+    events.purge_failed(DatabaseState.DENIED, "permission denied", "grant it")
+    lines = json_lines(stream)
+    assert [(line["event"], line.get("state")) for line in lines] == [
+        ("purge_failed", "denied"),
+        ("purge_failed", "unreachable"),
+        ("purge_failed", "denied"),
+        ("purge_recovered", None),
+        ("purged", None),
+        ("purge_failed", "denied"),
+    ]
+    assert (lines[0]["error"], lines[0]["remedy"]) == ("permission denied", "grant it")
+    assert (lines[4]["orphaned_keys"], lines[4]["outcome"]) == (3, "done")
 
 
 def test_only_this_module_names_events() -> None:
@@ -161,6 +211,7 @@ def test_a_sweep_that_marked_is_one_line() -> None:
         "count": 9,
         "lag_max_ms": 2.51,
         "duration_ms": 12.3,
+        "sweeps": 1,
         "batches": 2,
         "run_ids": [str(each) for each in ids[:5]],
         "reason": "deadline",
@@ -376,6 +427,7 @@ def test_unsafe_characters_are_spelled_out(text: str) -> None:
             assert all(is_safe(str(part)) for item in json.loads(line).items() for part in item)
 
 
+@example({"exception": "0"})
 @given(st.dictionaries(st.text(max_size=20), st.text() | st.lists(st.text()) | st.integers() | st.floats()))
 def test_any_fields_make_one_parseable_line(fields: dict[str, Any]) -> None:
     """Whatever keys and values come, JSON output is one strict JSON line and console output one clean line."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -68,12 +68,13 @@ def test_both_facades_have_the_same_signature(name: str) -> None:
 
 @pytest.mark.contract("N-2")
 def test_both_facades_have_the_same_methods_and_constructor() -> None:
-    """No method is missing from either, and a store is made from an engine and, by keyword, a schema."""
+    """No method is missing from either; a store is made from an engine and, by keyword, a schema and a horizon."""
     assert methods_of(FlowRunControlStore).keys() == methods_of(AsyncFlowRunControlStore).keys()
     assert shape(FlowRunControlStore.__init__) == shape(AsyncFlowRunControlStore.__init__)
-    engine, named = list(inspect.signature(FlowRunControlStore).parameters.values())
+    engine, named, horizon = list(inspect.signature(FlowRunControlStore).parameters.values())
     assert (engine.name, engine.kind) == ("engine", engine.POSITIONAL_OR_KEYWORD)
     assert (named.name, named.kind, named.default) == ("schema", named.KEYWORD_ONLY, "public")
+    assert (horizon.name, horizon.kind, horizon.default) == ("notify_within", horizon.KEYWORD_ONLY, None)
 
 
 SIGNATURES: dict[str, tuple[str, object]] = {
@@ -186,6 +187,24 @@ def test_schemas_that_are_refused(name: Any, error: type[Exception]) -> None:
         FlowRunControlStore(create_engine(URL), schema=name)
     with pytest.raises(error, match="schema"):
         AsyncFlowRunControlStore(create_async_engine(URL), schema=name)
+
+
+@pytest.mark.contract("Z-2", "V-1")
+@pytest.mark.parametrize(
+    ("horizon", "error"),
+    [
+        *((timedelta(seconds=bad), InvalidValue) for bad in (0, -1, 60.000001)),
+        *((bad, WrongType) for bad in (1, 0.5, "1s", True)),
+    ],
+    ids=repr,
+)
+def test_horizons_that_are_refused(horizon: Any, error: type[Exception]) -> None:
+    """Hints reach a minute at most, and the horizon is a duration."""
+    with pytest.raises(error, match="notify_within"):
+        FlowRunControlStore(create_engine(URL), notify_within=horizon)
+    with pytest.raises(error, match="notify_within"):
+        AsyncFlowRunControlStore(create_async_engine(URL), notify_within=horizon)
+    assert FlowRunControlStore(create_engine(URL), notify_within=timedelta(minutes=1))
 
 
 @pytest.mark.contract("Z-2")

@@ -84,6 +84,13 @@ def test_a_defect_is_no_state_of_the_database() -> None:
     assert not is_database_error(ZeroDivisionError("oops"))
 
 
+def test_what_the_operating_system_refuses_on_the_way_is_an_unreachable_database() -> None:
+    """No descriptor or thread left for a connection: retried like any other, and no crash report."""
+    refused = OSError(24, "Too many open files")
+    assert is_database_error(refused)
+    assert state_of(refused) is DatabaseState.UNREACHABLE
+
+
 def test_a_url_file_that_cannot_be_read_is_waited_for() -> None:
     """A secret that is being rotated may be gone for a moment: out of reach, not a defect."""
     gone = SettingsError(["CURFEW_DATABASE_URL_FILE: gone"])

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 from uuid import UUID
 
 import pytest
@@ -15,7 +16,17 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from curfew_daemon import metrics as module
 from curfew_daemon.histogram import BatchHistogram
 from curfew_daemon.metrics import LAG_BUCKETS, METRICS, WAKE_REASONS, Metrics
-from curfew_daemon.results import DatabaseState, MarkedBatch, MarkedRun, Observation, SweepResult
+from curfew_daemon.results import (
+    DatabaseState,
+    HintOutcome,
+    ListenerState,
+    MarkedBatch,
+    MarkedRun,
+    Observation,
+    PurgedSlice,
+    PurgeResult,
+    SweepResult,
+)
 
 NOW = datetime(2030, 5, 1, 12, 0, 0, tzinfo=UTC)
 GUIDE = Path(module.__file__).parents[1] / "README.md"
@@ -74,7 +85,7 @@ def series(metrics: Metrics) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
 
 def test_lag_includes_the_round_trip() -> None:
     """A lag ends when the commit was acknowledged: stamp minus deadline plus the round trip."""
-    assert batch(0.0, 2.0, round_trip=0.25).lags == (0.25, 2.25)
+    assert batch(0.0, 2.0, round_trip=0.25).lags == pytest.approx((2.25, 0.25))
 
 
 def test_deadline_of_another_writer_has_no_lag() -> None:
@@ -120,8 +131,53 @@ def test_every_series_is_there_from_the_start() -> None:
     metrics.observed(observation())
     metrics.observation_failed()
     metrics.beat()
+    metrics.retention(60.0)
+    metrics.purged_slice(PurgedSlice(1, 1, 1))
+    metrics.purged(purge_round())
+    metrics.purge_failed()
+    metrics.listener(ListenerState.UP)
+    metrics.hints_heard(HintOutcome.KNOWN, 2)
 
     assert series(metrics) == before
+
+
+def purge_round(outcome: Literal["done", "aside", "stopped"] = "done") -> PurgeResult:
+    return PurgeResult(outcome, PurgedSlice(3, 2, 1), statements=4, worked=0.1, duration=0.4)
+
+
+def test_what_a_purge_deleted_is_counted_by_kind_and_its_rounds_by_outcome() -> None:
+    """Rows count with their statement, also where the round fails later; only a whole round is a success."""
+    metrics = Metrics(clock=lambda: 77.0)
+    metrics.retention(3600.0)
+    metrics.purged_slice(PurgedSlice(3, 2, 0))
+    metrics.purged_slice(PurgedSlice(0, 0, 1))
+    metrics.purge_failed()
+    metrics.purged(purge_round("aside"))
+    metrics.purged(purge_round("stopped"))
+    assert [value(metrics, "curfew_purged_rows_total", kind=kind) for kind in module.PURGED_KINDS] == [3, 2, 1]
+    assert value(metrics, "curfew_last_successful_purge_timestamp_seconds") == 0
+    metrics.purged(purge_round())
+    assert [value(metrics, "curfew_purge_rounds_total", outcome=each) for each in module.PURGE_OUTCOMES] == [1, 1, 1]
+    assert value(metrics, "curfew_last_successful_purge_timestamp_seconds") == 77
+    assert value(metrics, "curfew_purge_duration_seconds") == 0.4
+    assert value(metrics, "curfew_retention_seconds") == 3600
+    metrics.retention(None)
+    assert value(metrics, "curfew_retention_seconds") == 0
+
+
+def test_one_state_of_the_listener_holds_and_hints_are_counted_by_what_came_of_them() -> None:
+    """None before the first attempt, then exactly one; a batch of notifications is one call."""
+    metrics = Metrics()
+    states = {state: value(metrics, "curfew_listener_state", state=state) for state in ListenerState}
+    assert set(states.values()) == {0}
+    for now in ListenerState:
+        metrics.listener(now)
+        states = {state: value(metrics, "curfew_listener_state", state=state) for state in ListenerState}
+        assert states == {state: float(state is now) for state in ListenerState}
+    metrics.hints_heard(HintOutcome.SOONER, 1)
+    metrics.hints_heard(HintOutcome.KNOWN, 7)
+    counts = [value(metrics, "curfew_hints_total", outcome=outcome) for outcome in HintOutcome]
+    assert counts == [1, 7, 0]
 
 
 def test_labels_take_only_known_values() -> None:
@@ -132,9 +188,9 @@ def test_labels_take_only_known_values() -> None:
             exported.setdefault(label, set()).add(label_value)
 
     assert exported["reason"] == set(WAKE_REASONS)
-    assert exported["state"] == {state.value for state in DatabaseState}
-    assert exported["outcome"] == {"ok", "error"}
-    assert exported.keys() == {"reason", "state", "outcome", "event", "le", "version", "python"}
+    assert exported["state"] == {*DatabaseState, *ListenerState}
+    assert exported["outcome"] == {*module.SWEEP_OUTCOMES, *module.PURGE_OUTCOMES, *HintOutcome}
+    assert exported.keys() == {"reason", "state", "outcome", "event", "kind", "le", "version", "python"}
     with pytest.raises(ValueError, match="'run-17'"):
         Metrics().woke("run-17")
     with pytest.raises(ValueError, match="'run-17'"):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curfew_daemon.metrics import WAKE_REASONS
-from curfew_daemon.wake import BLOCKED_FIRST, RETRY_FIRST, SLACK_FIRST, Pace, Seen, Wake
+from curfew_daemon.wake import BLOCKED_FIRST, PATIENCE, RETRY_FIRST, SLACK_FIRST, Pace, Seen, Wake
 
 POLL = 1.0
 
@@ -27,7 +27,7 @@ def after_sweep(
     overdue: bool = False,
     next_due_in: float | None = None,
     overdue_age: float = 0.0,
-    lag_max: float | None = None,
+    known_lag: float | None = None,
     beaten: bool = False,
     full_look_in: float | None = None,
 ) -> tuple[Pace, Wake]:
@@ -36,7 +36,7 @@ def after_sweep(
         overdue_remains=overdue,
         next_due_in=next_due_in,
         overdue_age=overdue_age,
-        lag_max=lag_max,
+        known_lag=known_lag,
         beaten=beaten,
         full_look_in=full_look_in,
     )
@@ -82,22 +82,41 @@ def test_a_deadline_that_was_disarmed_says_nothing_about_others() -> None:
     assert after_sweep(Pace())[0].slack == 0.0
 
 
-def test_a_standby_leaves_a_run_alone_for_its_slack_and_comes_back() -> None:
-    """A run overdue for less than the slack belongs to a faster daemon; it is looked at when the slack is over."""
-    pace, wake = after_sweep(Pace(slack=0.5), overdue=True, overdue_age=0.1, next_due_in=3.0)
-    assert (pace, wake) == (Pace(slack=0.5), Wake(0.4, "deadline"))
+def test_a_standby_leaves_a_run_alone_that_is_overdue_just_now_and_comes_back() -> None:
+    """Within its patience a run belongs to a faster daemon; it is looked at when the slack is over."""
+    pace, wake = after_sweep(Pace(slack=0.5), overdue=True, overdue_age=PATIENCE / 2, next_due_in=3.0)
+    assert (pace, wake) == (Pace(slack=0.5), Wake(0.5 - PATIENCE / 2, "deadline"))
 
 
-def test_a_run_overdue_by_more_than_the_slack_makes_the_standby_the_active_one() -> None:
+def test_patience_is_the_slack_up_to_a_bound() -> None:
+    """However lazy a standby has become, a run that is overdue for longer than the bound is everybody's."""
+    assert Pace(slack=PATIENCE / 2).patience == PATIENCE / 2
+    assert Pace(slack=1.0).patience == PATIENCE
+    assert after_sweep(Pace(slack=1.0), overdue=True, overdue_age=PATIENCE)[1] == Wake(BLOCKED_FIRST, "blocked")
+
+
+def test_a_run_overdue_by_more_than_the_patience_makes_the_standby_the_active_one() -> None:
     """Whoever was faster is gone; the next deadline is slept for to the point."""
-    pace, _ = after_sweep(Pace(slack=0.5), marked=1, lag_max=0.51)
+    assert after_sweep(Pace(slack=0.05), marked=1, known_lag=0.051)[0].slack == 0.0
+    pace, _ = after_sweep(Pace(slack=0.5), marked=1, known_lag=PATIENCE + 0.01)
     assert pace.slack == 0.0
     assert after_sweep(pace, next_due_in=0.2)[1] == Wake(0.2, "deadline")
 
 
 def test_marking_within_the_slack_keeps_it() -> None:
     """A standby that happened to mark a run in time has learned nothing about the others."""
-    assert after_sweep(Pace(slack=0.5), marked=1, lag_max=0.2)[0].slack == 0.5
+    assert after_sweep(Pace(slack=0.5), marked=1, known_lag=PATIENCE)[0].slack == 0.5
+
+
+def test_of_daemons_that_all_mark_the_beaten_ones_grow_lazy() -> None:
+    """Under load everybody marks something, a little late; that must not keep a whole fleet awake."""
+    assert after_sweep(Pace(), marked=3, known_lag=0.002, beaten=True)[0].slack == SLACK_FIRST
+    assert after_sweep(Pace(slack=0.02), marked=3, known_lag=0.03, beaten=True)[0].slack == 0.04
+
+
+def test_standbys_that_share_the_work_out_by_polling_do_not_stay_standbys() -> None:
+    """Each finds its expected run marked by another poller, and the runs that it marks late."""
+    assert after_sweep(Pace(slack=1.0), marked=30, known_lag=0.4, beaten=True)[0].slack == 0.0
 
 
 def test_a_far_deadline_does_not_postpone_the_poll() -> None:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, TextClause, text
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from curfew_store.errors import MigrationError, sqlstate_of
+from curfew_store.migrations import partitions
 from curfew_store.schema import VERSION_TABLE, quoted
 
 LOCK_ATTEMPTS: Final = 20
@@ -166,6 +167,29 @@ def add_column(schema: str, table: str, name: str, definition: str) -> None:
         execute(f"ALTER TABLE {quoted(schema, table)} ADD COLUMN IF NOT EXISTS {quoted(name)} {definition}")
 
 
+def set_parameters(schema: str, table: str, parameters: Mapping[str, str]) -> None:
+    """Storage parameters, where none of them is set: what an operator chose stays.
+
+    Of a table that has been partitioned its partitions get them. Readers and writers are not held up.
+    """
+    relation = f"to_regclass({_string(quoted(schema, table))})"
+    names = ", ".join(map(_string, parameters))
+    wanted = ", ".join(f"{name} = {value}" for name, value in parameters.items())
+    # One block for both ways of running it, since a script has nobody to look first.
+    block = (
+        "DECLARE found oid; BEGIN FOR found IN SELECT c.oid FROM pg_class c WHERE c.relkind = 'r' "
+        f"AND (c.oid = {relation} OR c.oid IN (SELECT relid FROM pg_partition_tree({relation}) WHERE isleaf)) "
+        f"AND NOT EXISTS (SELECT FROM pg_options_to_table(c.reloptions) WHERE option_name IN ({names})) "
+        f"LOOP EXECUTE concat('ALTER TABLE ', CAST(found AS regclass), ' SET ({wanted})'); END LOOP; END"
+    )
+    execute(f"DO {_string(block)}")
+
+
+def _string(value: str) -> str:
+    """A string in SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
 _INDEX_STATE = (
     "SELECT i.indisvalid, i.indisunique, i.indrelid = to_regclass(format('%I.%I', CAST(:schema AS text), "
     "CAST(:table_name AS text))), pg_get_indexdef(i.indexrelid), coalesce(pg_get_expr(i.indpred, i.indrelid), '') "
@@ -192,10 +216,15 @@ class Index:
     columns: str
     where: str = ""
 
+    @property
+    def content(self) -> str:
+        """What follows the table's name in a definition."""
+        return f"({self.columns})" + (f" WHERE {self.where}" if self.where else "")
+
     def build(self, schema: str) -> str:
         """The statement that builds it beside the traffic."""
-        build = f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {quoted(self.name)} ON {quoted(schema, self.table)} "
-        return build + f"({self.columns})" + (f" WHERE {self.where}" if self.where else "")
+        table = quoted(schema, self.table)
+        return f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {quoted(self.name)} ON {table} {self.content}"
 
     def is_what(self, found: _Found) -> bool:
         """Whether an index that the catalogue describes is this one."""
@@ -223,11 +252,8 @@ def create_index(schema: str, index: Index) -> None:
 
 def _build(schema: str, index: Index) -> None:
     found = _find(schema, index)
-    if found is not None and found.on_table and not found.valid:
-        op.execute(literal(f"DROP INDEX CONCURRENTLY IF EXISTS {quoted(schema, index.name)}"))
-        found = None
-    if found is None:
-        op.execute(literal(index.build(schema)))
+    if found is None or (found.on_table and not found.valid):
+        _make(schema, index, found)
         found = _find(schema, index)
     if found is None or not found.valid:
         raise MigrationError(f"the index {schema}.{index.name} could not be built; run the migration again")
@@ -236,6 +262,16 @@ def _build(schema: str, index: Index) -> None:
             f"an index called {schema}.{index.name} exists with another definition ({found.definition}): drop or "
             "rename it, then run the migration again"
         )
+
+
+def _make(schema: str, index: Index, begun: _Found | None) -> None:
+    """Builds an index; of what an earlier attempt has *begun*, a plain table's is dropped and partitions' are kept."""
+    if partitions.is_partitioned(schema, index.table):
+        partitions.build_index(schema, index.name, index.table, index.content)
+        return
+    if begun is not None:
+        op.execute(literal(f"DROP INDEX CONCURRENTLY IF EXISTS {quoted(schema, index.name)}"))
+    op.execute(literal(index.build(schema)))
 
 
 def _find(schema: str, index: Index) -> _Found | None:

@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Protocol, TypeVar, cast
 
 from sqlalchemy import Connection, Engine, Row, create_engine, text
@@ -121,9 +122,11 @@ class Facade(Protocol):
 class SyncFacade:
     """`FlowRunControlStore` as it is."""
 
-    def __init__(self, url: str, schema: str = "public", **options: Any) -> None:
+    def __init__(
+        self, url: str, schema: str = "public", notify_within: timedelta | None = None, **options: Any
+    ) -> None:
         self.engine = create_engine(url, **options)
-        self.store = FlowRunControlStore(self.engine, schema=schema)
+        self.store = FlowRunControlStore(self.engine, schema=schema, notify_within=notify_within)
 
     @contextmanager
     def begin(self, isolation: str | None = None) -> Iterator[Caller]:
@@ -148,11 +151,13 @@ class SyncFacade:
 class AsyncFacade:
     """`AsyncFlowRunControlStore` behind the synchronous calling convention."""
 
-    def __init__(self, loop: Loop, url: str, schema: str = "public", **options: Any) -> None:
+    def __init__(
+        self, loop: Loop, url: str, schema: str = "public", notify_within: timedelta | None = None, **options: Any
+    ) -> None:
         self._loop = loop
         self.async_engine: AsyncEngine = create_async_engine(url, **options)
         self.engine = self.async_engine.sync_engine
-        self.async_store = AsyncFlowRunControlStore(self.async_engine, schema=schema)
+        self.async_store = AsyncFlowRunControlStore(self.async_engine, schema=schema, notify_within=notify_within)
         self.store = cast("FlowRunControlStore", _Blocking(self.async_store, loop))
 
     @contextmanager

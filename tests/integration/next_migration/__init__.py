@@ -14,9 +14,9 @@ from curfew_store import migrate
 if TYPE_CHECKING:
     from alembic.config import Config
 
-NEXT: Final = "0002"
+NEXT: Final = "0003"
 
-_REVISION = Path(__file__).with_name("r0002_priority.py")
+_REVISION = Path(__file__).with_name("r0003_priority.py")
 
 
 def migrate_as_next_release(engine: Engine, folder: Path, schema: str = "public") -> tuple[str | None, str]:
@@ -35,5 +35,5 @@ def migrate_as_next_release(engine: Engine, folder: Path, schema: str = "public"
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(migrate, "_config", config_of_next)
-        patched.setattr(migrate, "NEEDED", NEXT)
+        patched.setattr(migrate, "LATEST", NEXT)
         return migrate.upgrade(engine, schema=schema)

@@ -13,7 +13,7 @@ FUNCTIONS = frozenset({
     "min_over_time", "rate", "sum", "time",
 })  # fmt: skip
 KEYWORDS = frozenset({"and", "bool", "by", "offset", "on", "or", "unless", "without"})
-LABELS = frozenset({"event", "instance", "job", "le", "outcome", "python", "reason", "state", "version"})
+LABELS = frozenset({"event", "instance", "job", "kind", "le", "outcome", "python", "reason", "state", "version"})
 OTHERS = frozenset({"ALERTS", "up"})
 """Series that Prometheus itself makes."""
 

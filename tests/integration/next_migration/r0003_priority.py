@@ -9,8 +9,8 @@ from __future__ import annotations
 from curfew_store.migrations import steps
 from curfew_store.schema import CONTROLS
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,1 @@
+"""The laboratory, with every fault that this machine can inject."""
