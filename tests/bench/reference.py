@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import signal
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -37,10 +38,12 @@ def statements() -> tuple[str, str, str, dict[str, Any]]:
     return first, behind, ahead, constants
 
 
-def loop(conninfo: str, batch: int, poll: float) -> None:
-    """Enforce until killed."""
+def loop(conninfo: str, batch: int, poll: float, announce: bool = False) -> None:
+    """Enforce until killed; with *announce* it writes a line when it is connected."""
     first, behind, ahead, constants = statements()
     with psycopg.connect(conninfo, autocommit=True, prepare_threshold=None, row_factory=tuple_row) as conn:
+        if announce:
+            print("connected", flush=True)
         while True:
             cursor: dict[str, Any] | None = None
             passes = 0
@@ -53,12 +56,12 @@ def loop(conninfo: str, batch: int, poll: float) -> None:
                         break
                     cursor, passes = None, 0
                     continue
-                last = max((row[2], row[0]) for row in rows)
-                cursor = {"after_deadline": last[0].isoformat() + "+00", "after_run_id": last[1]}
+                last = max((row[0], row[1]) for row in rows)
+                cursor = {"after_deadline": datetime.fromtimestamp(last[0], UTC), "after_run_id": last[1]}
             asked = time.monotonic()
             row = conn.execute(ahead).fetchone()
             assert row is not None
-            if not row[1]:
+            if row[2] is None:  # nothing is overdue
                 wait = poll if row[0] is None else min(poll, row[0])
                 time.sleep(max(0.0, asked + wait - time.monotonic()))
 
@@ -69,9 +72,10 @@ def main() -> None:
     parser.add_argument("conninfo")
     parser.add_argument("--batch", type=int, default=500)
     parser.add_argument("--poll", type=float, default=1.0)
+    parser.add_argument("--announce", action="store_true", help="write a line once connected")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    loop(arguments.conninfo, arguments.batch, arguments.poll)
+    loop(arguments.conninfo, arguments.batch, arguments.poll, arguments.announce)
 
 
 if __name__ == "__main__":

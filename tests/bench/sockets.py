@@ -1,0 +1,96 @@
+"""What 500 clients that never finish a request do to a scrape and to enforcement."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from tests.bench.disturbed import lag_with_and_without
+from tests.bench.frame import Bench, Figure
+from tests.faults.daemons import DaemonProcess
+
+TITLE = "lag and scrapes beside 500 clients that send a byte a second"
+SOCKETS = 500
+_SLOWLY = b"GET /metrics HTTP/1.1\r\nHost: x\r\n" + b"X-Slow: " + b"a" * 4000
+
+
+def run(bench: Bench) -> list[Figure]:
+    """Lag with them beside lag without; the slowest scrape of each run, and how many were not answered."""
+    slowest: list[float] = []
+    refused: list[float] = []
+
+    @contextmanager
+    def besieged(daemon: DaemonProcess) -> Iterator[None]:
+        over = threading.Event()
+        took: list[float] = []
+        failed: list[str] = []
+        threads = [
+            threading.Thread(target=_besiege, args=(daemon.address, over), daemon=True),
+            threading.Thread(target=_scrape, args=(daemon.address, over, took, failed), daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+        slowest.append(1000 * max(took))
+        refused.append(len(failed))
+
+    figures = lag_with_and_without(bench, "sockets", besieged, most=1.5)
+    if not figures:
+        return []
+    scrape = Figure("slowest scrape", slowest, "ms", "<= 1000 ms").judged(lambda it: it.greatest <= 1000)
+    return [*figures, scrape, Figure("scrapes refused", refused, "", "0").judged(lambda it: it.greatest == 0)]
+
+
+def _besiege(address: str, over: threading.Event) -> None:
+    """`SOCKETS` clients, each of which sends a byte once a second, and connects anew then if it was cut off."""
+    place = urllib.parse.urlsplit(address)
+    clients: list[socket.socket | None] = [None] * SOCKETS
+    tick = 0
+    while not over.wait(0.1):
+        tick += 1
+        for number in range(tick % 10, SOCKETS, 10):
+            client = clients[number]
+            if client is None:
+                client = clients[number] = socket.socket()
+                client.setblocking(False)
+                client.connect_ex((str(place.hostname), place.port))
+            elif not _goes_on(client, tick):
+                client.close()
+                clients[number] = None
+    for client in clients:
+        if client is not None:
+            client.close()
+
+
+def _goes_on(client: socket.socket, tick: int) -> bool:
+    """Send the next byte; whether the server still holds the connection."""
+    place = tick // 10 % len(_SLOWLY)
+    with suppress(BlockingIOError):
+        try:
+            client.send(_SLOWLY[place : place + 1])
+            return client.recv(1) != b""
+        except ConnectionError:
+            return False
+    return True
+
+
+def _scrape(address: str, over: threading.Event, took: list[float], failed: list[str]) -> None:
+    while not over.wait(0.5):
+        begun = time.monotonic()
+        try:
+            with urllib.request.urlopen(f"{address}/metrics", timeout=10) as answer:
+                answer.read()
+        except (urllib.error.URLError, OSError) as error:
+            failed.append(str(error))
+        took.append(time.monotonic() - begun)
