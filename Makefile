@@ -8,6 +8,7 @@ SHELL = /bin/sh
 PYTHON ?= python3
 ARGS ?=
 SEED ?= 1
+MINUTES ?= 5
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS := -n 4 --dist worksteal
 
 .PHONY: help venv check-venv demo test test-system lint types format coverage
-.PHONY: proof-once proof-lag matrix requirements sbom audit clean
+.PHONY: proof-once proof-lag bench simulate matrix faults faults-report model mutants requirements sbom audit clean
 
 help: ## Print this list
 	@echo "make TARGET [ARGS='…' for the command behind it]"
@@ -93,6 +94,24 @@ proof-once: venv ## Prove "once": three daemons, kills and restarts (SEED=…)
 
 proof-lag: venv ## Measure how late deadlines are met, beside one APScheduler job per run
 	@$(BIN)/python -m tests.bench.proof_lag $(ARGS)
+
+bench: venv ## Measure lag, speed, idle cost and size (ARGS=--full takes long; '--only lag_steady')
+	@$(BIN)/python -m tests.bench --seed $(SEED) $(ARGS)
+
+simulate: venv ## Simulate fleets of daemons in virtual time: lag and cost
+	@$(BIN)/python -m tests.simulation --seed $(SEED) $(ARGS)
+
+faults: venv ## Inject faults and check the invariants (SEED=… MINUTES=…; as root for all kinds)
+	@$(BIN)/python -m tests.faults --seed $(SEED) --minutes $(MINUTES) $(ARGS)
+
+faults-report: venv ## Sum the recorded runs of `make faults` into tests/README.md
+	@$(BIN)/python -m tests.faults.report $(ARGS)
+
+model: venv ## Explore every interleaving of the model and replay traces on a real PostgreSQL
+	@$(BIN)/python -m tests.model --seed $(SEED) $(ARGS)
+
+mutants: venv ## Break the SQL and the code on purpose and see the tests fail (SEED=…)
+	@$(BIN)/python -m tests.mutants --seed $(SEED) $(ARGS)
 
 matrix: venv ## Run the store's and sweeper's tests on PostgreSQL 14-18, SQLAlchemy 2.0 and 2.1
 	@$(BIN)/python -m tests.matrix $(ARGS)

@@ -1,0 +1,1 @@
+"""A fleet of daemons in virtual time: the real decisions, a modelled database, a seed."""
