@@ -21,11 +21,11 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS := -n 4 --dist worksteal
 
 .PHONY: help venv check-venv demo test test-system lint types format coverage
-.PHONY: proof-once proof-lag bench simulate matrix faults faults-report model mutants requirements sbom audit clean
+.PHONY: proof-once proof-lag bench simulate matrix faults faults-report faults-sabotage model mutants requirements sbom audit clean
 
 help: ## Print this list
 	@echo "make TARGET [ARGS='…' for the command behind it]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
 
 venv: check-venv $(READY) ## Set up .venv from the hashed requirements (the others do it for you)
 
@@ -106,6 +106,9 @@ faults: venv ## Inject faults and check the invariants (SEED=… MINUTES=…; as
 
 faults-report: venv ## Sum the recorded runs of `make faults` into tests/README.md
 	@$(BIN)/python -m tests.faults.report $(ARGS)
+
+faults-sabotage: venv ## Take one safety after the other away: does the laboratory notice?
+	@$(BIN)/python -m tests.faults.sabotage $(ARGS)
 
 model: venv ## Explore every interleaving of the model and replay traces on a real PostgreSQL
 	@$(BIN)/python -m tests.model --seed $(SEED) $(ARGS)

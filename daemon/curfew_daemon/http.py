@@ -16,12 +16,14 @@ import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from curfew_daemon.listening import BindFailed, PortTaken, bind, url_of
+from curfew_daemon.request_rules import RequestRules
 from curfew_daemon.wait_bounds import HEALTHZ_STALENESS
 
 __all__ = ["BindFailed", "HttpServer", "PortTaken", "bind", "create_app", "url_of"]
@@ -119,6 +121,7 @@ def create_app(
     )
     app = Starlette(
         routes=[Route(path, page, methods=["GET"]) for path, page in pages],
+        middleware=[Middleware(RequestRules)],
         exception_handlers={HTTPException: refuse, Exception: refuse},
     )
     app.router.redirect_slashes = False  # its Location header would give the request's Host back

@@ -50,6 +50,10 @@ def _session_options(settings: Settings, statement_timeout: float) -> dict[str, 
         "statement_timeout": str(round(statement_timeout * 1000)),
         "lock_timeout": str(round(min(settings.lock_timeout, statement_timeout) * 1000)),
         "idle_in_transaction_session_timeout": "10000",
+        # A daemon that vanished with its network must not hold rows until the server's own keepalives of two hours.
+        "tcp_keepalives_idle": "10",
+        "tcp_keepalives_interval": "5",
+        "tcp_keepalives_count": "3",
         "default_transaction_isolation": "read committed",
         # Every table is named with its schema; nothing of anybody's is found by accident.
         "search_path": "pg_catalog",

@@ -81,6 +81,7 @@ class Sweeper:
         self._known: Connection | None = None  # the connection that the mark belongs to
         self._due_at: float | None = None  # the next deadline that the last look knew of, monotonic
         self._rivals: Rivals[UUID] = Rivals()
+        enforcement.compile_statements(tables)
 
     def expect(self, hint: Hint, due_at: float) -> None:
         """The next sweep is for a run that no look has seen, due at *due_at* on the monotonic clock."""

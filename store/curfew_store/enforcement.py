@@ -19,6 +19,7 @@ client being alive. Its shape carries these reasons:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,7 +67,15 @@ from curfew_store.records import (
 from curfew_store.schema import TIMESTAMPTZ, Tables, armed, control_columns, due
 from curfew_store.statements import timed_out_fields
 
-__all__ = ["OVERDUE_REASON", "claim_overdue", "claim_statement", "ensure_may_run", "first_due", "look_ahead"]
+__all__ = [
+    "OVERDUE_REASON",
+    "claim_overdue",
+    "claim_statement",
+    "compile_statements",
+    "ensure_may_run",
+    "first_due",
+    "look_ahead",
+]
 
 OVERDUE_REASON: Final = "Run exceeded its timeout deadline."
 
@@ -219,6 +228,13 @@ def look_ahead_statement(tables: Tables, *, partial: bool = False, expecting: bo
         wanted = run.c.run_id == bindparam("expected", type_=Uuid())
         columns.append(select(run.c.timed_out_at_utc.is_not(None)).where(wanted).scalar_subquery())
     return select(*columns).select_from(one.outerjoin(following, true()).outerjoin(edge, true()))
+
+
+def compile_statements(tables: Tables) -> None:
+    """Compiles whatever a sweep may send, which takes some 15 ms: done at the start, no deadline waits for it."""
+    for one, other in itertools.product((False, True), repeat=2):
+        _claim_text(tables, continued=one, skipping=other)
+        _look_ahead_text(tables, partial=one, expecting=other)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,14 @@ class DaemonProcess:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def address(self) -> str:
+        """Where it serves HTTP, without a slash at the end; raises `RuntimeError` before it listens."""
+        address = self._address()
+        if address is None:
+            raise RuntimeError(f"{self.application_name} does not listen yet; its log ends with:\n{self.last_lines()}")
+        return address
+
     def wait_until_ready(self, seconds: float = 30.0) -> None:
         """Return once ``/readyz`` says yes; raises `TimeoutError` with the end of the log if it does not."""
         give_up = time.monotonic() + seconds
@@ -67,6 +75,25 @@ class DaemonProcess:
     def has_marked(self) -> bool:
         """Whether it has said that it marked a run."""
         return b'"runs_timed_out"' in self.log.read_bytes()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended; ``None`` while it runs."""
+        return self._process.poll()
+
+    def signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        self._process.send_signal(number)
+
+    def page(self, path: str) -> str:
+        """What it answers at a path; raises `OSError` where it does not."""
+        with urllib.request.urlopen(f"{self._address()}{path}", timeout=2) as answer:
+            return str(answer.read().decode())
 
     def kill(self) -> None:
         """SIGKILL; when this returns the process has gone."""

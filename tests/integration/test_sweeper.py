@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 from curfew_daemon.results import MarkedBatch
 from curfew_daemon.scan import EXPENSIVE_PERIOD, LowWaterMark
 from curfew_daemon.sweeper import Sweeper
+from curfew_store import enforcement
 from curfew_store.schema import tables_in
 from tests.conftest import Database
 from tests.integration.contract.rows import STATES, Rows
@@ -479,3 +480,17 @@ def test_durations_are_measured_on_the_monotonic_clock(conn: Connection) -> None
     began = time.monotonic()
     result = Bench(conn).sweeper.run_once()
     assert 0 < result.duration <= time.monotonic() - began
+
+
+def test_no_sweep_waits_for_a_statement_to_be_compiled(rows: Rows, conn: Connection) -> None:
+    """All of them are ready once the sweeper is made: the first deadline is met as fast as any other."""
+    texts = (enforcement._claim_text, enforcement._look_ahead_text)
+    for each in texts:
+        each.cache_clear()
+    bench = Bench(conn, 2)
+    compiled = [each.cache_info().misses for each in texts]
+    due(rows, 5)
+    rows.insert(timeout_at_utc="now() + interval '1 hour'")
+    for _ in range(3):
+        bench.sweeper.run_once("poll")
+    assert [each.cache_info().misses for each in texts] == compiled

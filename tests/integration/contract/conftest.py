@@ -7,6 +7,7 @@ own, and a test that looks at whole tables stands in a module where that is safe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def open_facade(request: pytest.FixtureRequest, loop: Loop, url: str) -> Iterato
     """Makes façades of one kind: on the module's database unless told otherwise, with options for the engine."""
     opened: list[Facade] = []
 
-    def open_one(schema: str = "public", **options: object) -> Facade:
+    def open_one(schema: str = "public", **options: Any) -> Facade:
         # A call that waits for a lock which the test itself holds shall fail and not hang.
         options.setdefault("connect_args", {"options": "-c lock_timeout=10s"})
         made: Facade = (

@@ -1,0 +1,1 @@
+"""Put on PYTHONPATH of a daemon: what takes its safeties away."""
