@@ -63,12 +63,8 @@ def _settings_in(text: str, path: str) -> dict[str, str]:
             continue  # a comment
         if name is None or value is None or not name.startswith(PREFIX) or name == ENV_FILE:
             # Without the line itself, which may be a secret in the wrong place.
-            raise SettingsError(
-                [
-                    f"{ENV_FILE}: {path!r} may hold lines CURFEW_…=value only, and no {ENV_FILE}:"
-                    f" see line {line.original.line}"
-                ]
-            )
+            rule = f"may hold lines CURFEW_…=value only, and no {ENV_FILE}"
+            raise SettingsError([f"{ENV_FILE}: {path!r} {rule}: see line {line.original.line}"])
         given[name] = value
     return given
 

@@ -16,20 +16,26 @@ def read_text(path: Path) -> tuple[str, str]:
     Raises nothing and never blocks: a pipe is refused, since it would make the caller wait for as long as nobody
     writes, and could be read only once.
     """
-    try:
-        if path.exists() and not path.is_file():
-            return "", "is not a regular file"
-        with path.open("rb") as file:
-            content = file.read(FILE_LIMIT + 1)
-    except OSError as error:
-        return "", f"cannot be read: {error.strerror}"
-    except ValueError:  # Python's own, before the system sees the path
-        return "", "cannot be read: the name holds a NUL or a lone surrogate"
-    if len(content) > FILE_LIMIT:
-        return "", f"is larger than {FILE_LIMIT} bytes"
-    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        return "", "begins with a byte order mark; store it as UTF-8 without one"
+    content, problem = _read(path)
+    if not problem and len(content) > FILE_LIMIT:
+        problem = f"is larger than {FILE_LIMIT} bytes"
+    if not problem and content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        problem = "begins with a byte order mark; store it as UTF-8 without one"
+    if problem:
+        return "", problem
     try:
         return content.decode(), ""
     except UnicodeDecodeError:
         return "", "is not UTF-8"
+
+
+def _read(path: Path) -> tuple[bytes, str]:
+    try:
+        if path.exists() and not path.is_file():
+            return b"", "is not a regular file"
+        with path.open("rb") as file:
+            return file.read(FILE_LIMIT + 1), ""
+    except OSError as error:
+        return b"", f"cannot be read: {error.strerror}"
+    except ValueError:  # Python's own, before the system sees the path
+        return b"", "cannot be read: the name holds a NUL or a lone surrogate"
