@@ -113,8 +113,10 @@ faults-sabotage: venv ## Take one safety after the other away: does the laborato
 model: venv ## Explore every interleaving of the model and replay traces on a real PostgreSQL
 	@$(BIN)/python -m tests.model --seed $(SEED) $(ARGS)
 
-mutants: venv ## Break the SQL and the code on purpose and see the tests fail (SEED=…)
-	@$(BIN)/python -m tests.mutants --seed $(SEED) $(ARGS)
+mutants: venv ## Break the SQL and the code in a private copy: do the tests notice? (SEED=…)
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && trap 'exit 1' INT TERM && \
+	$(PIP) install --no-deps --require-hashes --target "$$tmp" -r tests/mutants/requirements.txt && \
+	PYTHONPATH="$$tmp" $(BIN)/python -m tests.mutants --seed $(SEED) $(ARGS)
 
 matrix: venv ## Run the store's and sweeper's tests on PostgreSQL 14-18, SQLAlchemy 2.0 and 2.1
 	@$(BIN)/python -m tests.matrix $(ARGS)
@@ -136,7 +138,7 @@ requirements: ## Resolve requirements-dev.txt anew (ARGS=--upgrade to move every
 	$$compile --constraint "$$tmp/pins.txt" --output-file deploy/requirements-build.txt "$$tmp/build.in"
 
 # Both tools run from an environment that is thrown away: nothing of theirs gets among our pins.
-PINNED := deploy/requirements.txt deploy/requirements-build.txt requirements-dev.txt
+PINNED := deploy/requirements.txt deploy/requirements-build.txt requirements-dev.txt tests/mutants/requirements.txt
 
 sbom: ## Write dist/*.cdx.json: what the daemon installs, and what developing it does (CycloneDX)
 	@mkdir -p dist

@@ -1,0 +1,128 @@
+"""Mutants of the Python, as cosmic-ray makes them: operators, constants, conditions, loops, exceptions, decorators.
+
+Left out is what cannot matter when the program runs (annotations, ``__all__``, what stands under ``TYPE_CHECKING``) and
+what is no Python (cosmic-ray takes the bare ``*`` of a signature for a multiplication). Of the many operators that it
+puts in the place of one, two are taken: whether ``a + b`` becomes ``a << b`` or ``a % b`` says little.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import random
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from tests.mutants.mutant import Mutant, changed_lines
+
+TABLE: Final = Path(__file__).with_suffix(".toml")
+
+Place = tuple[int, int]
+REPLACEMENTS = 2
+_REPLACES = re.compile(r"Replace(Binary|Comparison|Unary)Operator_(?!Delete)")
+
+
+class CosmicRayMissingError(Exception):
+    """cosmic-ray is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__("mutants of the Python need what tests/mutants/requirements.txt names: make mutants")
+
+
+def own_tests() -> dict[str, tuple[str, ...]]:
+    """What is mutated, relative to the checkout, and the tests that have to notice."""
+    table = tomllib.loads(TABLE.read_text(encoding="utf-8"))
+    return {
+        f"{folder}/{package}/{module}.py": tuple(f"tests/{test}" for test in tests)
+        for folder, packages in table.items()
+        for package, modules in packages.items()
+        for module, tests in modules.items()
+    }
+
+
+def python_mutants(root: Path, *, sample: int | None, seed: int) -> tuple[list[Mutant], dict[str, int]]:
+    """Up to *sample* of all mutants, in an order that *seed* decides, and how many there are per file."""
+    try:
+        mutating, plugins = (importlib.import_module(f"cosmic_ray.{name}") for name in ("mutating", "plugins"))
+        nodes = importlib.import_module("cosmic_ray.ast")
+    except ImportError as error:
+        raise CosmicRayMissingError from error
+    operators = {name: plugins.get_operator(name)() for name in _operators(plugins)}
+    chance = random.Random(seed)
+    mutants: list[Mutant] = []
+    population: dict[str, int] = {}
+    for file, tests in own_tests().items():
+        source = (root / file).read_text(encoding="utf-8")
+        before = len(mutants)
+        for name, occurrence in _chosen(_places(source, operators, nodes), chance):
+            mutated = mutating.mutate_code(source, operators[name], occurrence)
+            if _is_python(mutated):
+                what = f"{name.removeprefix('core/')}: {changed_lines(source, mutated)}"
+                mutants.append(Mutant("python", what, file, mutated, tests))
+        population[file] = len(mutants) - before
+    chance.shuffle(mutants)
+    return mutants[:sample], population
+
+
+def _chosen(places: Iterable[tuple[str, int, Place]], chance: random.Random) -> list[tuple[str, int]]:
+    """Operator and occurrence; of those that replace one operator by another, `REPLACEMENTS` for each place."""
+    groups: dict[tuple[str, Place], list[tuple[str, int]]] = {}
+    for name, occurrence, place in places:
+        family = "replacement" if _REPLACES.search(name) else f"{name} {occurrence}"
+        groups.setdefault((family, place), []).append((name, occurrence))
+    return [
+        each
+        for (family, _), group in groups.items()
+        for each in (chance.sample(group, min(REPLACEMENTS, len(group))) if family == "replacement" else group)
+    ]
+
+
+def _is_python(source: str | None) -> bool:
+    try:
+        ast.parse(source or "?")
+    except SyntaxError:
+        return False
+    return True
+
+
+def _operators(plugins: Any) -> Iterator[str]:
+    """Those that need no arguments of their own."""
+    for name in sorted(plugins.operator_names()):
+        if not plugins.get_operator(name).arguments():
+            yield name
+
+
+def _places(source: str, operators: dict[str, Any], nodes: Any) -> Iterator[tuple[str, int, Place]]:
+    """Operator, occurrence and place of each mutation that can matter."""
+    idle = _idle_ranges(source)
+    tree = nodes.get_ast(source)
+    for name, operator in operators.items():
+        positions = [place for node in nodes.ast_nodes(tree) for place in operator.mutation_positions(node)]
+        for occurrence, (start, _end) in enumerate(positions):
+            if not any(first <= start < last for first, last in idle):
+                yield name, occurrence, start
+
+
+def _idle_ranges(source: str) -> list[tuple[Place, Place]]:
+    """Where code stands that does nothing when the program runs."""
+    found: list[ast.AST] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = node.args
+            every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+            found += [each.annotation for each in every if each is not None and each.annotation is not None]
+            found += [] if node.returns is None else [node.returns]
+        elif isinstance(node, ast.AnnAssign):
+            found.append(node.annotation)
+        elif (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING") or (
+            isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        ):
+            found.append(node)
+    # A range ends where its node does; an operator that stands between two parts of it lies within.
+    return [
+        ((each.lineno, each.col_offset), (each.end_lineno or each.lineno, each.end_col_offset or 0))  # type: ignore[attr-defined]
+        for each in found
+    ]
