@@ -170,16 +170,3 @@ def test_the_warning_stands_on_the_first_screen() -> None:
     assert "never completed through `complete_run` WILL be marked as timed out at its deadline" in screen
     assert "even if its work ended well" in screen
     assert "We mark; we do not kill a process." in screen
-
-
-def test_links_lead_somewhere() -> None:
-    """Each relative link names a file of the repository, each fragment a heading of the page."""
-    page = README.read_text()
-    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    links = re.findall(r"\]\(([^)]+)\)", page)
-    assert links
-    for link in links:
-        path, _, fragment = link.partition("#")
-        assert not path or (README.parent / path).exists(), link
-        assert not fragment or fragment in anchors, link

@@ -79,6 +79,9 @@ class AsEnforcement:
     def monotonic(self) -> float:
         return self.script.now
 
+    def compile_statements(self, _tables: object) -> None:
+        """A script has no statements."""
+
     def look_ahead(self, _conn: object, _tables: object, *, since: datetime | None, expected: UUID | None) -> LookAhead:
         looked = self.script.look(
             None if since is None else seconds_of(since), None if expected is None else expected.int - 1

@@ -13,7 +13,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-FILES = sorted(path for folder in (ROOT, ROOT / "deploy") for path in folder.glob("requirements*.txt"))
+FOLDERS = (ROOT, ROOT / "deploy", ROOT / "tests" / "mutants")
+FILES = sorted(path for folder in FOLDERS for path in folder.glob("requirements*.txt"))
 
 _PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!+]+)( ; .+?)?((?: +--hash=sha256:[0-9a-f]{64})+)")
 # An address, an option that names an index, a direct reference or a path: whatever ties the pins to one machine.
@@ -102,6 +103,7 @@ def test_make_installs_nothing_without_a_hash() -> None:
     assert installs == [
         "--no-compile --require-hashes -r requirements-dev.txt",
         "--no-deps --no-build-isolation -e .",
+        '--no-deps --require-hashes --target "$$tmp" -r tests/mutants/requirements.txt && \\',
     ]
 
 
