@@ -21,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS := -n 4 --dist worksteal
 
 .PHONY: help venv check-venv demo test test-system lint types format coverage
-.PHONY: proof-once proof-lag bench simulate matrix faults faults-report faults-sabotage model mutants requirements sbom audit clean
+.PHONY: proof-once proof-lag bench simulate matrix faults faults-report faults-sabotage model mutants fuzz requirements sbom audit clean
 
 help: ## Print this list
 	@echo "make TARGET [ARGS='…' for the command behind it]"
@@ -117,6 +117,9 @@ mutants: venv ## Break the SQL and the code in a private copy: do the tests noti
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && trap 'exit 1' INT TERM && \
 	$(PIP) install --no-deps --require-hashes --target "$$tmp" -r tests/mutants/requirements.txt && \
 	PYTHONPATH="$$tmp" $(BIN)/python -m tests.mutants --seed $(SEED) $(ARGS)
+
+fuzz: venv ## Look for bad inputs that nobody thought of (SEED=… MINUTES=…)
+	@$(BIN)/python -m tests.badinput.fuzz --minutes $(MINUTES) --seed $(SEED) $(ARGS)
 
 matrix: venv ## Run the store's and sweeper's tests on PostgreSQL 14-18, SQLAlchemy 2.0 and 2.1
 	@$(BIN)/python -m tests.matrix $(ARGS)
