@@ -77,7 +77,11 @@ class Crew:
                 worker.thread = threading.Thread(
                     target=self._work, args=(worker, since), name=f"curfewd-crew-{number}", daemon=True
                 )
-                worker.thread.start()
+                try:
+                    worker.thread.start()
+                except RuntimeError as error:  # no thread left; the sweep marks it all by itself
+                    worker.thread = None
+                    self._on_failure(error)
 
     def finish(self, beat: Callable[[], None]) -> Tally:
         """Wait for what they have in hand, at most `LONGEST_WAIT` seconds, and return what has been done by now.

@@ -130,6 +130,11 @@ def blames_a_row(error: BaseException) -> bool:
     return (sqlstate_of(error) or "").startswith(_OF_A_ROW)
 
 
+def is_statement_timeout(error: BaseException) -> bool:
+    """Whether the server ended a statement that took too long, or was asked to end it."""
+    return sqlstate_of(error) == "57014"
+
+
 def is_database_error(error: BaseException) -> bool:
     """Whether *error* comes from the database or from the way to it, rather than from a defect of ours.
 

@@ -60,11 +60,13 @@ class Isolation:
             return [run for run, each in self._runs.items() if now < each.until]
 
     def refuse(self, run_id: UUID, error: BaseException) -> bool:
-        """Set a run aside because of *error*; ``False`` if too many are already."""
+        """Set a run aside because of *error*; ``False`` if too many are already. One that is aside stays as it is."""
         with self._lock:
             if len(self._runs) >= MOST_ASIDE and run_id not in self._runs:
                 return False
             before = self._runs.get(run_id)
+            if before is not None and self._clock() < before.until:
+                return True  # another connection met it in the same moment
             pause = FIRST_PAUSE if before is None else min(2 * before.pause, LONGEST_PAUSE)
             self._runs[run_id] = _Aside(self._clock() + pause, pause)
         self._on_refused(run_id, pause, error)

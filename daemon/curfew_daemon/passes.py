@@ -16,7 +16,7 @@ from uuid import UUID
 import sqlalchemy.exc
 from sqlalchemy import Connection
 
-from curfew_daemon.failures import blames_a_row
+from curfew_daemon.failures import blames_a_row, is_statement_timeout
 from curfew_daemon.isolation import NARROWING, Isolation
 from curfew_daemon.results import MarkedBatch
 from curfew_store import enforcement
@@ -31,6 +31,9 @@ FIRST_BATCH: Final = 500
 LARGEST_BATCH: Final = 1 << 30
 
 SHOWN_RUN_IDS: Final = 5
+
+MOST_VANISHED: Final = 3
+"""How often in a row the run at fault may have gone when it is looked for, before the sweep fails."""
 
 
 @dataclass(slots=True)
@@ -64,6 +67,26 @@ class Tally:
             self.lag_max = lag
 
 
+class _Pace:
+    """The largest batch that the server manages within its ``statement_timeout``, found by trying.
+
+    A batch that took too long was taken back as a whole, so the next ones are a quarter of it, and grow again by an
+    eighth with each that was in time. Shared by all connections of a daemon.
+    """
+
+    def __init__(self) -> None:
+        self.most = LARGEST_BATCH
+
+    def too_slow(self, limit: int) -> None:
+        """A batch of at most *limit* runs was cancelled."""
+        self.most = max(1, limit // 4)
+
+    def in_time(self, limit: int) -> None:
+        """A full batch of *limit* runs was marked."""
+        if limit >= self.most:
+            self.most = min(LARGEST_BATCH, self.most + max(1, self.most // 8))
+
+
 class Claims:
     """Claims on any connection in autocommit; *on_batch* is told of every batch after its commit.
 
@@ -85,6 +108,7 @@ class Claims:
         self._on_batch = on_batch
         self._stopping = stopping
         self._isolation = Isolation() if isolation is None else isolation
+        self._pace = _Pace()
 
     def one_pass(
         self,
@@ -99,22 +123,31 @@ class Claims:
         *after_each* is told of each batch, empty ones too, and whether it was full.
         """
         after: ClaimedRun | ScanStart | None = None if since is None else ScanStart(since)
-        claims = 0
+        claims = vanished = 0
         largest = LARGEST_BATCH
         while True:
-            limit = min(self._most(), FIRST_BATCH << claims, largest)
+            limit = min(self._most(), FIRST_BATCH << min(claims, 20), largest, self._pace.most)
             aside = self._isolation.aside()
             try:
                 batch = self._claim(conn, tally, limit, after, aside)
             except sqlalchemy.exc.DBAPIError as error:
-                if not blames_a_row(error) or self._stopping():
+                if self._stopping():
                     raise
-                largest = self._narrowed(conn, limit, after, aside, error)
+                if is_statement_timeout(error):
+                    self._pace.too_slow(limit)
+                if not blames_a_row(error) or vanished > MOST_VANISHED:
+                    raise
+                narrowed = self._narrowed(conn, limit, after, aside, error)
+                vanished = vanished + 1 if narrowed is None else 0
+                largest = narrowed or 1
                 after_each(MarkedBatch((), 0.0), False)
                 continue
             claims += 1
+            vanished = 0
             largest = min(largest * NARROWING, LARGEST_BATCH)
             full = len(batch.runs) == limit
+            if full:
+                self._pace.in_time(limit)
             after_each(batch, full)
             if not full or self._stopping():
                 return claims
@@ -122,12 +155,19 @@ class Claims:
 
     def _narrowed(
         self, conn: Connection, limit: int, after: ClaimedRun | ScanStart | None, aside: list[UUID], error: Exception
-    ) -> int:
-        """The size of the next batch after a refused one; one that was a single run's sets that run aside."""
+    ) -> int | None:
+        """The size of the next batch after a refused one; one that was a single run's sets that run aside.
+
+        ``None`` where that run is no longer there to be claimed.
+        """
         if limit > 1:
             return max(1, limit // NARROWING)
         run_id = enforcement.first_due(conn, self._tables, after=after, skipping=aside)
-        if run_id is not None and not self._isolation.refuse(run_id, error):
+        if run_id is None:
+            return None
+        # A trigger of the whole statement raises without a row, too; then no run is to blame, and this raises.
+        enforcement.claim_overdue(conn, self._tables, limit=0)
+        if not self._isolation.refuse(run_id, error):
             raise error
         return 1
 

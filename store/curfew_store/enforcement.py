@@ -15,6 +15,8 @@ client being alive. Its shape carries these reasons:
 - ``now()`` rather than ``clock_timestamp()``: a volatile function cannot be an index condition.
 - It returns plain numbers and text. A backlog is marked at the pace of the client that reads the answers: ready
   UUIDs and times cost it 2.4 ms per batch of 500, these 0.9 ms, and a drain reads but a few of them.
+
+The reasons that stand beside the statements make this module longer than most.
 """
 
 from __future__ import annotations
@@ -113,8 +115,9 @@ def _place(after: ClaimedRun | ScanStart | None, skipping: Sequence[UUID]) -> di
 def first_due(
     conn: Connection, tables: Tables, *, after: ClaimedRun | ScanStart | None = None, skipping: Sequence[UUID] = ()
 ) -> UUID | None:
-    """The run that a claim with these parameters begins with, whether or not somebody holds it; a plain read."""
-    statement = _candidates(tables, continued=after is not None, skipping=bool(skipping)).limit(literal_column("1"))
+    """The run that a claim with these parameters begins with; passes over what others hold, as the claim does."""
+    candidates = _candidates(tables, continued=after is not None, skipping=bool(skipping))
+    statement = candidates.limit(literal_column("1")).with_for_update(key_share=True, skip_locked=True)
     row = conn.execute(statement, _place(after, skipping)).one_or_none()
     return None if row is None else row.run_id
 
@@ -175,16 +178,19 @@ def _epoch(column: ColumnElement[Any]) -> ColumnElement[float]:
 
 
 def look_ahead(
-    conn: Connection, tables: Tables, *, since: datetime | None = None, expected: UUID | None = None
+    conn: Connection, tables: Tables, *, since: datetime | None = None, expected: tuple[UUID, datetime] | None = None
 ) -> LookAhead:
     """The next deadline, and the earliest one that is overdue; one read-only statement, no locks.
 
     *since* begins the search for overdue runs at a moment, past index entries that are dead but may not be removed
-    yet; without it the search is whole. *expected* names a run of which to say whether it has been marked.
+    yet; without it the search is whole. *expected* names a run of which to say whether it has been marked, and since
+    when: what marked it before that moment is not meant.
     """
     sql = _look_ahead_text(tables, partial=since is not None, expecting=expected is not None)
-    given = {"since": since, "expected": expected}
-    cursor = conn.exec_driver_sql(sql, {name: value for name, value in given.items() if value is not None}).cursor
+    given: dict[str, Any] = {} if since is None else {"since": since}
+    if expected is not None:
+        given["expected"], given["expected_since"] = expected
+    cursor = conn.exec_driver_sql(sql, given).cursor
     assert cursor is not None
     ((next_due_in, next_run, earliest, now, *rest),) = cursor.fetchall()
     return LookAhead(next_due_in, next_run, None if earliest is None else moment(earliest), moment(now), *rest)
@@ -226,7 +232,8 @@ def look_ahead_statement(tables: Tables, *, partial: bool = False, expecting: bo
     if expecting:
         run = controls.alias("expected")
         wanted = run.c.run_id == bindparam("expected", type_=Uuid())
-        columns.append(select(run.c.timed_out_at_utc.is_not(None)).where(wanted).scalar_subquery())
+        marked = run.c.timed_out_at_utc >= bindparam("expected_since", type_=TIMESTAMPTZ)
+        columns.append(select(func.coalesce(marked, false())).where(wanted).scalar_subquery())
     return select(*columns).select_from(one.outerjoin(following, true()).outerjoin(edge, true()))
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 import sqlalchemy.exc
-from sqlalchemy import Connection, create_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Connection
 from typer.testing import CliRunner
 
 from curfew_daemon.cli import app
 from curfew_daemon.isolation import Isolation
 from curfew_daemon.lifecycle import Exit
 from curfew_daemon.once import sweep_until_done
+from curfew_daemon.passes import MOST_VANISHED
 from curfew_daemon.results import MarkedBatch
 from curfew_daemon.sweeper import Sweeper
 from curfew_store import enforcement
@@ -28,23 +27,6 @@ from tests.integration.sessions import eventually
 from tests.integration.settings import settings_for
 
 TABLES = tables_in("public")
-
-
-@pytest.fixture
-def rows(database: Database) -> Iterator[Rows]:
-    """The tables, seen past the store."""
-    seen = Rows(database.url)
-    yield seen
-    seen.close()
-
-
-@pytest.fixture
-def conn(database: Database) -> Iterator[Connection]:
-    """A connection as the daemon's: autocommit."""
-    engine = create_engine(database.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with engine.connect() as connection:
-        yield connection
-    engine.dispose()
 
 
 class Bench:
@@ -104,6 +86,64 @@ def test_a_run_that_is_refused_keeps_no_other_from_being_marked(rows: Rows, conn
     assert result.marked == 19
     assert result.overdue_remains
     assert rows.changed(before, runs[place]) == set()
+
+
+def test_runs_that_others_hold_are_not_blamed(rows: Rows, conn: Connection) -> None:
+    """Ahead of the run at fault lie locked ones, which the claim passed over: marked as soon as they are free."""
+    runs = overdue(rows, 6)
+    poison(rows, runs[3])
+    bench = Bench(conn)
+    with rows.held(f"SELECT 1 FROM flow_run_controls WHERE run_id IN ('{runs[0]}', '{runs[1]}') FOR UPDATE"):
+        bench.sweeper.run_once()
+        assert bench.refused == [runs[3]]
+        assert bench.marked == {runs[2], runs[4], runs[5]}
+    bench.sweeper.run_once()
+    assert bench.marked == set(runs) - {runs[3]}
+
+
+def test_a_trigger_of_the_whole_statement_blames_no_run(rows: Rows, conn: Connection) -> None:
+    """It raises for any claim, so the sweep fails as a whole, and marks everything once the trigger is gone."""
+    runs = overdue(rows, 3)
+    rows.sql("CREATE FUNCTION frozen() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'frozen'; END $$")
+    rows.sql("CREATE TRIGGER frozen BEFORE UPDATE ON flow_run_controls EXECUTE FUNCTION frozen()")
+    bench = Bench(conn)
+    with pytest.raises(sqlalchemy.exc.DBAPIError, match="frozen"):
+        bench.sweeper.run_once()
+    assert bench.refused == []
+    rows.sql("DROP TRIGGER frozen ON flow_run_controls")
+    bench.sweeper.run_once()
+    assert bench.marked == set(runs)
+
+
+def test_a_run_at_fault_that_is_gone_when_it_is_looked_for(
+    rows: Rows, conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few times that may happen; then the sweep fails and does not go on for ever."""
+    poison(rows, *overdue(rows, 1))
+    bench = Bench(conn)
+    looks: list[None] = []
+    monkeypatch.setattr(enforcement, "first_due", lambda *_args, **_named: looks.append(None))
+    with pytest.raises(sqlalchemy.exc.DBAPIError, match="poison"):
+        bench.sweeper.run_once()
+    assert len(looks) == MOST_VANISHED + 1
+    assert bench.refused == []
+
+
+def test_batches_that_take_too_long_get_smaller(rows: Rows, conn: Connection) -> None:
+    """Where a row takes its time, a batch that the server cancelled is tried again with fewer runs, sweep by sweep."""
+    runs = overdue(rows, 60)
+    rows.sql(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(0.01); RETURN NEW; END $$"
+    )
+    rows.sql("CREATE TRIGGER dawdle BEFORE UPDATE ON flow_run_controls FOR EACH ROW EXECUTE FUNCTION dawdle()")
+    bench = Bench(conn, batch_size=64)
+    conn.exec_driver_sql("SET statement_timeout = '300ms'")
+    with pytest.raises(sqlalchemy.exc.DBAPIError, match="statement timeout"):
+        bench.sweeper.run_once()
+    assert not bench.marked
+    bench.sweeper.run_once()
+    assert bench.marked == set(runs)
 
 
 def test_several_refused_runs_are_each_found(rows: Rows, conn: Connection) -> None:

@@ -58,8 +58,16 @@ def test_too_many_refusals_are_not_the_fault_of_single_rows() -> None:
     bench = Bench()
     assert all(bench.isolation.refuse(UUID(int=number), REFUSAL) for number in range(MOST_ASIDE))
     assert not bench.isolation.refuse(UUID(int=MOST_ASIDE), REFUSAL)
+    bench.now = FIRST_PAUSE
     assert bench.isolation.refuse(UUID(int=0), REFUSAL)
     assert len(bench.told) == MOST_ASIDE + 1
+
+
+def test_a_run_that_is_aside_already_stays_as_it_is() -> None:
+    """Several connections that meet it in the same moment are one refusal."""
+    bench = Bench()
+    assert all(bench.isolation.refuse(RUN, REFUSAL) for _ in range(3))
+    assert [pause for _, pause in bench.told] == [FIRST_PAUSE]
 
 
 @pytest.mark.parametrize(

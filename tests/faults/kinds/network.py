@@ -136,7 +136,7 @@ def resets(lab: Lab, rng: random.Random) -> Strike:
     """One piece of traffic in ten resets its connection; at least half of what falls due is marked all the same."""
     began = now()
     with lab.proxy.weather(Weather(DAEMONS, loss=0.1)):
-        lab.pause(rng.uniform(3.0, 5.0))
+        lab.pause(rng.uniform(7.0, 10.0))  # so long that a second in which nobody gets through is no half of it
         with lab.admin() as admin:
             row = admin.execute(
                 "SELECT (SELECT count(*) FROM lab.change WHERE session LIKE 'curfewd %%' AND at > to_timestamp(%s)),"
