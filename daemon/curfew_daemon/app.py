@@ -2,7 +2,7 @@
 
 The only module that knows APScheduler. It runs three jobs there, ``sweep``, ``observe`` and ``purge``, each in a thread
 of its own; `Pacer` decides on the monotonic clock when they run, and the main thread sleeps for it and takes
-signals meanwhile.
+signals meanwhile. Longer than other modules, so that all that happens between the parts stands in one place.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Final
@@ -32,31 +33,25 @@ from apscheduler.triggers.base import BaseTrigger
 from curfew_daemon import config, events
 from curfew_daemon.config import Settings
 from curfew_daemon.conninfo import describe, read_database_url, redact
-from curfew_daemon.enforcer import Enforcer
 from curfew_daemon.events import Events
 from curfew_daemon.failures import REMEDIES, is_database_error, shown
 from curfew_daemon.hearing import Hearing
 from curfew_daemon.http import HttpServer, bind, create_app, url_of
-from curfew_daemon.isolation import Isolation
 from curfew_daemon.lifecycle import Action, Exit, Heartbeat, Notifier, Signals
-from curfew_daemon.links import make_link
 from curfew_daemon.metrics import Metrics
-from curfew_daemon.observer import PAGE_BUDGET, Observer
 from curfew_daemon.pacing import Pacer
 from curfew_daemon.purge_job import PurgeJob
 from curfew_daemon.results import DatabaseState, MarkedBatch, SweepResult
-from curfew_daemon.scan import LowWaterMark
-from curfew_daemon.status import Board, Identity, StatusPage
-from curfew_daemon.sweeper import Sweeper
+from curfew_daemon.status import Board, Identity, StatusPage, TableFacts
 from curfew_daemon.wait_bounds import MARGIN
 from curfew_daemon.wake import observer_pause
-from curfew_store.daemon_sessions import session_name
-from curfew_store.schema import tables_in
+from curfew_daemon.workers import make_enforcer, make_observer
 
 __all__ = ["Daemon"]
 
 _LONG_AGO: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _NEVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
+_EXECUTORS: Final = {"sweep": "default", "observe": "observe", "purge": "purge"}
 _READY_WITHIN: Final = 10.0
 _GIVE_WAY_AFTER: Final = 0.0005
 
@@ -88,8 +83,13 @@ class Daemon:
         self._job_ended = threading.Event()
         self._scheduler = self._make_scheduler()
         self._pacer = Pacer(self._poke, self._signals.wake)
-        self._enforcer, self._observer, self._purge = self._make_workers()
-        self._hearing = Hearing(lambda: self._settings, self._metrics, self._events, self._enforcer.hinted)
+        self._enforcer = make_enforcer(self._current, self, self._events, rouse=lambda: self._pacer.wake("sweep"))
+        self._observer = make_observer(self._current, lambda: self._enforcer.slack)
+        self._purge = PurgeJob(
+            self._current, self._metrics, self._events, may_run=lambda: self._enforcer.state is DatabaseState.UP
+        )
+        self._schedule({"sweep": self._sweep_job, "observe": self._observe_job, "purge": self._purge.run})
+        self._hearing = Hearing(self._current, self._metrics, self._events, self._enforcer.hinted)
 
     def run(self) -> Exit:
         """Enforce until SIGTERM or SIGINT; returns the exit code. For the main thread.
@@ -128,6 +128,9 @@ class Daemon:
         self._events.stopped(int(self._exit))
         return self._exit
 
+    def _current(self) -> Settings:
+        return self._settings
+
     # The loop of the main thread.
 
     def _pace(self) -> None:
@@ -164,10 +167,10 @@ class Daemon:
         self._notifier.stopping()
         self._enforcer.stop()
         self._purge.stop()
-        if not self._ends_within("sweep", self._settings.shutdown_grace):
+        if not self._sweep_ends_within(self._settings.shutdown_grace):
             self._events.shutdown_grace_exceeded(self._settings.shutdown_grace)
             self._enforcer.cancel()
-            self.abandoned = not self._ends_within("sweep", MARGIN)
+            self.abandoned = not self._sweep_ends_within(MARGIN)
         if not self.abandoned:
             self._enforcer.close()
         self._end_purge()
@@ -186,6 +189,11 @@ class Daemon:
             self._purge.close()
         else:
             self.abandoned = True
+
+    def _sweep_ends_within(self, seconds: float) -> bool:
+        """With its crew, whose statements may outlast it."""
+        give_up = time.monotonic() + seconds
+        return self._ends_within("sweep", seconds) and self._enforcer.crew_ends_within(give_up - time.monotonic())
 
     def _ends_within(self, job: str, seconds: float) -> bool:
         give_up = time.monotonic() + seconds
@@ -207,6 +215,12 @@ class Daemon:
     def refused(self, run_id: UUID, retry_in: float, error: BaseException) -> None:
         self._metrics.refused()
         self._events.run_refused(run_id, retry_in, error)
+
+    def crew_failed(self, error: Exception) -> None:
+        self._events.drain_connection_failed(self._redacted(error))
+
+    def crew_worked(self) -> None:
+        self._events.drain_connections_recovered()
 
     def swept(self, result: SweepResult) -> None:
         self._metrics.swept(result)
@@ -251,17 +265,25 @@ class Daemon:
         if self._enforcer.state is DatabaseState.UP:
             try:
                 observation = self._observer.run_once()
-                self._metrics.observed(observation)  # at once: the gauges do not depend on the page's queries
-                closer = self._observer.look_closer(runs=self._settings.status_runs)
             except Exception as error:  # noqa: BLE001  (gauges are not worth a life; the event tells)
                 self._metrics.observation_failed()
-                self._events.observation_failed(error)
+                self._events.observation_failed(self._redacted(error))
                 if getattr(error, "state", None) is DatabaseState.UPSTREAM_ENGINE:
                     self._refuse_upstream()
             else:
-                self._board.observed(observation, closer)
+                self._metrics.observed(observation)
                 self._events.observed(observation)
+                self._board.observed(observation, self._look_closer())
         return self._settings.observe_interval
+
+    def _look_closer(self) -> TableFacts | None:
+        try:
+            facts = self._observer.look_closer(runs=self._settings.status_runs)
+        except Exception as error:  # noqa: BLE001  (the page goes without; the event tells)
+            self._events.status_page_incomplete(self._redacted(error))
+            return None
+        self._events.status_page_complete()
+        return facts
 
     def _refuse_upstream(self) -> None:
         self._events.upstream_engine_found(f"{self._settings.schema_name}.flow_runs")
@@ -273,7 +295,7 @@ class Daemon:
 
     def _make_scheduler(self) -> Any:
         scheduler = BackgroundScheduler(
-            executors={name: ThreadPoolExecutor(1) for name in ("default", "observe", "purge")},
+            executors={name: ThreadPoolExecutor(1) for name in _EXECUTORS.values()},
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
             timezone=UTC,
         )
@@ -314,57 +336,11 @@ class Daemon:
             remedies=REMEDIES.__getitem__,
         )
 
-    def _make_workers(self) -> tuple[Enforcer, Observer, PurgeJob]:
-        settings, tables = self._settings, tables_in(self._settings.schema_name)
-
-        def current() -> Settings:
-            return self._settings
-
-        link = make_link(
-            current,
-            statement_timeout=settings.statement_timeout,
-            on_options_dropped=self._events.startup_options_dropped,
-            beat=self.beat,
-        )
-        sweeper = Sweeper(
-            tables,
-            link.connection,
-            batch_size=lambda: self._settings.batch_size,
-            on_batch=self.marked,
-            beat=self.beat,
-            stopping=lambda: self._enforcer.stopping,
-            mark=LowWaterMark(lambda: self._settings.poll_interval),
-            crew=[
-                make_link(current, statement_timeout=settings.statement_timeout)
-                for _ in range(settings.drain_connections - 1)
-            ],
-            on_crew_failure=self._events.drain_connection_failed,
-            isolation=Isolation(self.refused),
-        )
-        enforcer = Enforcer(
-            sweeper,
-            link,
-            self,
-            poll_interval=lambda: self._settings.poll_interval,
-            reconnect_max=lambda: self._settings.reconnect_max,
-            reconnect_spread=lambda: self._settings.reconnect_spread,
-            rouse=lambda: self._pacer.wake("sweep"),
-        )
-        observer = Observer(
-            tables,
-            make_link(current, statement_timeout=settings.observe_budget),
-            page_budget=min(PAGE_BUDGET, settings.observe_budget),
-            name=lambda: session_name(settings.instance, version("curfewd"), self._enforcer.slack),
-        )
-        purge = PurgeJob(current, self._metrics, self._events, may_run=lambda: self._enforcer.state is DatabaseState.UP)
-        for name, job, executor in (
-            ("sweep", self._sweep_job, "default"),
-            ("observe", self._observe_job, "observe"),
-            ("purge", purge.run, "purge"),
-        ):
-            self._scheduler.add_job(job, _OnDemand(), id=name, executor=executor)
+    def _schedule(self, jobs: Mapping[str, Callable[[], float]]) -> None:
+        """Add each of *jobs*, on the executor of its own, to run when `Pacer` pokes it."""
+        for name, job in jobs.items():
+            self._scheduler.add_job(job, _OnDemand(), id=name, executor=_EXECUTORS[name])
             self._pacer.add(name)
-        return enforcer, observer, purge
 
     # What is shown.
 

@@ -45,6 +45,7 @@ TOLERATED_SKEW: Final = 1.0
 _KEY_GRACE: Final = timedelta(hours=1)
 _KEY_BOUND: Final = 1_000
 _ANSWER_TIMEOUT: Final = 30.0
+_SHORT_RETENTION: Final = timedelta(days=1)
 
 
 class Level(Enum):
@@ -180,7 +181,10 @@ def _examine_tables(conn: Connection, tables: Tables) -> Iterator[Finding]:
         yield Finding(Level.OK, "rights", "the role may read and mark runs")
         yield _claim(conn, tables)
     if has_upstream_engine(conn, tables):
-        message = f"{tables.schema}.flow_runs stands beside the controls: `run` and `once` refuse to mark anything"
+        message = (
+            f"{tables.schema}.flow_runs stands beside the controls: `run` and `once` refuse to mark anything,"
+            " `purge` to delete"
+        )
         remedy = "FlowOrchestrator's finished runs look overdue here; see `curfewd plan`"
         yield Finding(Level.ERROR, "engine", message, remedy, Exit.UPSTREAM_ENGINE)
     yield _orphans(conn, tables)
@@ -214,6 +218,10 @@ def _retention(settings: Settings) -> Finding:
         message = f"nothing is purged: role {role} lacks {', '.join(missing)}"
         return Finding(Level.WARNING, "retention", message, remedy_for(DatabaseState.DENIED, own_url=True))
     kept = timedelta(seconds=settings.retention or 0)
+    if kept < _SHORT_RETENTION:
+        message = f"the record of a run that timed out or was cancelled is gone after {kept}: who asks then may go on"
+        remedy = "set CURFEW_RETENTION to longer than any step of a run may still be queued"
+        return Finding(Level.WARNING, "retention", message, remedy)
     return Finding(Level.OK, "retention", f"ended runs and their keys are deleted after {kept}, as {role}")
 
 

@@ -2,6 +2,7 @@
 
 Each command reads the settings from the environment, does one thing, and ends with a documented code. What
 only some commands need (Alembic, the HTTP server, rich) is imported in the command that needs it.
+Longer than other modules by the options of the commands, whose help is what a user reads.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ def purge(
     The same key starts a run again afterwards. What has not ended is never deleted. Where CURFEW_RETENTION is set,
     `curfewd run` does this by itself. Uses CURFEW_PURGE_URL where it is set.
     """
-    from curfew_daemon.purge_once import counted, purge_until_done  # noqa: PLC0415
+    from curfew_daemon.purge_once import TURN_WAIT, counted, purge_until_done  # noqa: PLC0415
 
     age = None if older_than is None else _duration("--older-than", older_than)
     settings = _settings()
@@ -205,14 +206,16 @@ def purge(
             runs, orphaned = counted(settings, age)
             typer.echo(f"would delete {runs:,} runs with their keys, and {orphaned:,} orphaned keys")
             return
-        result = purge_until_done(settings, age)
+        result = purge_until_done(settings, age, patience=TURN_WAIT)
     gone = result.deleted
     typer.echo(
         f"deleted {gone.runs:,} runs with {gone.keys:,} keys, and {gone.orphaned_keys:,} orphaned keys, "
         f"in {result.duration:.2f} s"
     )
     if result.outcome == "aside":
-        typer.echo("another purge of these tables is at work: the rest is left to it", err=True)
+        _fail(
+            Exit.FAILURE, f"another purge of these tables kept the turn for {TURN_WAIT:g} s: try again when it is done"
+        )
 
 
 @app.command()

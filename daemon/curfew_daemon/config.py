@@ -87,7 +87,7 @@ class Settings(BaseSettings):
         ge=1,
         le=16,
         description="Connections that mark a deep backlog together, the sweep's own among them. The others are made"
-        " when one sweep has marked 5,000 runs and more are due, and given up after it.",
+        " when one pass has marked 5,000 runs and more are due, and given up after it.",
     )
     connect_timeout: int = Field(
         default=2,
@@ -140,8 +140,9 @@ class Settings(BaseSettings):
         le=36_500 * 86_400,
         json_schema_extra={"accepts": "duration, `1m` to `36500d`"},
         description="How long to keep a run after its end, in seconds or as `30d` or `12h`. Older ones are deleted with"
-        " their idempotency keys, and keys as old that point to no run: **the same key then starts a run again**. None"
-        " keeps all.",
+        " their idempotency keys, and keys as old that point to no run: **the same key then starts a run again**."
+        " **Longer than any step may still be queued**: of a run that is gone nothing stops a late one."
+        " None keeps all.",
     )
     purge_interval: Seconds = Field(
         default=3600.0,

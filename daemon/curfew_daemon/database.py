@@ -3,6 +3,7 @@
 `BoundedConnection` gives each answer of the server a client-side limit, since a server's own timeouts do not
 fire for a client behind a dead network. `Link` keeps one connection in autocommit, admits it only after the
 checks that enforcement depends on, and drops it on any error: a new connection is cheap, a doubtful one is not.
+Longer than other modules, so that how long a wait may last and how it ends are read in one place.
 """
 
 from __future__ import annotations
@@ -149,6 +150,9 @@ class Link:
             use_native_hstore=False,  # its look-up would cost a statement at every connect
         )
         self._connection: Connection | None = None
+        # The driver's own, beside `_connection`: another thread that asked SQLAlchemy for it would dial anew where its
+        # owner has just lost it.
+        self._session: BoundedConnection | None = None
 
     def connection(self) -> Connection:
         """The live connection; makes and admits one where there is none.
@@ -157,38 +161,33 @@ class Link:
         SQLAlchemy's errors.
         """
         if self._connection is None:
-            self._connection = self._engine.connect()
             try:
+                self._connection = self._engine.connect()
                 self._admit(self._connection)
             except BaseException:
                 self.drop()  # a connection that was not admitted must not be found here next time
                 raise
-            self._raw(self._connection).deadline = None
+            assert self._session is not None
+            self._session.deadline = None
         return self._connection
-
-    @staticmethod
-    def _raw(connection: Connection) -> BoundedConnection:
-        raw = connection.connection.driver_connection
-        assert isinstance(raw, BoundedConnection)
-        return raw
 
     def drop(self) -> None:
         """Gives the connection up without a word to the server that could wait."""
         connection, self._connection = self._connection, None
+        session, self._session = self._session, None
+        if session is not None:
+            session.pgconn.finish()
         if connection is not None:
             with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, psycopg.Error):
-                if not connection.invalidated:  # asking an invalidated one for its connection dials a new one
-                    self._raw(connection).pgconn.finish()
                 connection.invalidate()
                 connection.close()
 
     def cancel(self) -> None:
         """Asks the server to end the statement in hand, for another thread than its own; waits a second at most."""
-        connection = self._connection
-        if connection is not None:
-            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, psycopg.Error):
-                if not connection.invalidated:
-                    self._raw(connection).cancel_safe(timeout=_CANCEL_TIMEOUT)
+        session = self._session
+        if session is not None:
+            with contextlib.suppress(psycopg.Error):  # its owner may give it up meanwhile
+                session.cancel_safe(timeout=_CANCEL_TIMEOUT)
 
     def close(self) -> None:
         """`drop`, and no further dialling."""
@@ -223,6 +222,7 @@ class Link:
         self._dialling = None
         # From now and not from the handshake on: an attempt that outlasted its wait may have ended long ago.
         connection.deadline = time.monotonic() + self._answer_timeout  # until it has been admitted
+        self._session = connection
         self._beat()
         return connection
 

@@ -135,13 +135,18 @@ class Enforcer:
         self._reconnect = True
 
     def cancel(self) -> None:
-        """Have the server end the statement in hand; waits a second for each connection at most."""
+        """Have the server end the statements in hand; waits two seconds at most, however many connections."""
         self._link.cancel()
         self._sweeper.cancel()
 
+    def crew_ends_within(self, seconds: float) -> bool:
+        """Wait for the further connections of a drain, which may outlast `serve`; whether they are done."""
+        return self._sweeper.crew_ends_within(seconds)
+
     def close(self) -> None:
-        """Give the connection up; only once nothing serves any more."""
+        """Give the connections up; only once nothing serves any more and `crew_ends_within` said so."""
         self._link.close()
+        self._sweeper.close()
 
     def serve(self, reason: str | None = None) -> Wake:
         """Sweep, and again while the next wake-up is near: for a poll interval, and then until there is time.

@@ -123,12 +123,22 @@ DRAIN_CONNECTION_FAILED = _event(
     "warning",
     "A further connection for a deep backlog ended in `error`; the others mark its part. Repeated at debug.",
 )
+DRAIN_CONNECTIONS_RECOVERED = _event(
+    "drain_connections_recovered", "info", "All further connections for a deep backlog did their part again."
+)
 OBSERVATION_FAILED = _event(
     "observation_failed",
     "warning",
     "The table could not be counted; its gauges keep what was last seen. Said once until one succeeds.",
 )
 OBSERVATION_RECOVERED = _event("observation_recovered", "info", "The table could be counted again.")
+STATUS_PAGE_INCOMPLETE = _event(
+    "status_page_incomplete",
+    "info",
+    "The queries of the status page did not succeed within their tenth of a second (`error`): it shows the gauges"
+    " alone, which are not touched. Said once until they succeed.",
+)
+STATUS_PAGE_COMPLETE = _event("status_page_complete", "info", "The queries of the status page succeeded again.")
 PURGED = _event(
     "purged",
     "info",
@@ -184,6 +194,7 @@ class Events:
         self._repeated_failure: str | None = None
         self._repeated_drain_failure: str | None = None
         self._observation_failing = False
+        self._page_incomplete = False
         self._purge_failing: str | None = None
 
     def started(self, **settings: Any) -> None:
@@ -315,11 +326,17 @@ class Events:
                 reason=digest.reason,
             )
 
-    def drain_connection_failed(self, error: BaseException) -> None:
+    def drain_connection_failed(self, error: BaseException | str) -> None:
         """A further connection of a drain gave up; for the same reason again, only at debug."""
         line = first_line(error)
         repeated, self._repeated_drain_failure = line == self._repeated_drain_failure, line
         self._say(DRAIN_CONNECTION_FAILED, at_level="debug" if repeated else None, error=line)
+
+    def drain_connections_recovered(self) -> None:
+        """No further connection of a drain gave up: said once after one did."""
+        if self._repeated_drain_failure is not None:
+            self._repeated_drain_failure = None
+            self._say(DRAIN_CONNECTIONS_RECOVERED)
 
     def observed(self, _observation: Observation) -> None:
         """An observation succeeded: said once after one that failed."""
@@ -327,7 +344,19 @@ class Events:
             self._observation_failing = False
             self._say(OBSERVATION_RECOVERED)
 
-    def observation_failed(self, error: BaseException) -> None:
+    def status_page_incomplete(self, error: BaseException | str) -> None:
+        """The queries of the status page failed: said once until they succeed."""
+        if not self._page_incomplete:
+            self._page_incomplete = True
+            self._say(STATUS_PAGE_INCOMPLETE, error=first_line(error))
+
+    def status_page_complete(self) -> None:
+        """The queries of the status page succeeded: said once after they failed."""
+        if self._page_incomplete:
+            self._page_incomplete = False
+            self._say(STATUS_PAGE_COMPLETE)
+
+    def observation_failed(self, error: BaseException | str) -> None:
         """An observation failed: said once until one succeeds."""
         if not self._observation_failing:
             self._observation_failing = True

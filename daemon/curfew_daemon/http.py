@@ -24,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from curfew_daemon.listening import BindFailed, PortTaken, bind, url_of
 from curfew_daemon.request_rules import RequestRules
+from curfew_daemon.snapshot import Snapshot
 from curfew_daemon.wait_bounds import HEALTHZ_STALENESS
 
 __all__ = ["BindFailed", "HttpServer", "PortTaken", "bind", "create_app", "url_of"]
@@ -45,29 +46,48 @@ class Status(Protocol):
         """The page, or the same facts as JSON."""
 
 
-class Snapshot:
-    """Renders at most once per `max_age` seconds and format; one thread renders, the others get its bytes."""
+class _Pages:
+    """What answers the five pages; the parameters are those of `create_app`."""
 
     def __init__(
         self,
         render: Callable[[bool], bytes],
-        *,
-        max_age: float = 1.0,
-        clock: Callable[[], float] = time.monotonic,
+        beat_age: Callable[[], float],
+        readiness: Callable[[], tuple[bool, str]],
+        status: Status,
+        clock: Callable[[], float],
     ) -> None:
-        self._render = render
-        self._max_age = max_age
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._kept: dict[bool, tuple[float, bytes]] = {}
+        self._metrics = Snapshot(render, clock=clock)
+        self._beat_age = beat_age
+        self._readiness = readiness
+        self._status = status
+        self._status_snapshot = Snapshot(status.render, clock=clock)
 
-    def get(self, alternative: bool) -> bytes:
-        """The bytes of one of the two formats, at most `max_age` seconds old."""
-        with self._lock:
-            kept = self._kept.get(alternative)
-            if kept is None or self._clock() - kept[0] >= self._max_age:
-                kept = self._kept[alternative] = (self._clock(), self._render(alternative))
-            return kept[1]
+    async def index(self, _request: Request) -> Response:
+        return HTMLResponse(self._status_snapshot.get(False), headers={"Content-Security-Policy": self._status.policy})
+
+    async def status_json(self, _request: Request) -> Response:
+        return Response(self._status_snapshot.get(True), media_type="application/json")
+
+    async def metrics(self, request: Request) -> Response:
+        openmetrics = wants_openmetrics(request.headers.get("accept", ""))
+        return Response(self._metrics.get(openmetrics), media_type=_OPENMETRICS if openmetrics else _TEXT)
+
+    async def healthz(self, _request: Request) -> Response:
+        age = self._beat_age()
+        if age < HEALTHZ_STALENESS:
+            return PlainTextResponse("ok\n")
+        return PlainTextResponse(f"the loop has not shown itself for {age:.0f} s\n", 503)
+
+    async def readyz(self, _request: Request) -> Response:
+        ready, word = self._readiness()
+        return PlainTextResponse(f"{word}\n", 200 if ready else 503)
+
+
+async def _refuse(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        return PlainTextResponse("Internal Server Error\n", 500)
+    return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
 
 
 def create_app(
@@ -84,45 +104,18 @@ def create_app(
     whether deadlines can be enforced now and a word on it; `status` is the page that people look at. All are called
     in the server's thread and must not wait.
     """
-    snapshot = Snapshot(render, clock=clock)
-    status_snapshot = Snapshot(status.render, clock=clock)
-
-    async def index(_request: Request) -> Response:
-        return HTMLResponse(status_snapshot.get(False), headers={"Content-Security-Policy": status.policy})
-
-    async def status_json(_request: Request) -> Response:
-        return Response(status_snapshot.get(True), media_type="application/json")
-
-    async def metrics(request: Request) -> Response:
-        openmetrics = wants_openmetrics(request.headers.get("accept", ""))
-        return Response(snapshot.get(openmetrics), media_type=_OPENMETRICS if openmetrics else _TEXT)
-
-    async def healthz(_request: Request) -> Response:
-        age = beat_age()
-        if age < HEALTHZ_STALENESS:
-            return PlainTextResponse("ok\n")
-        return PlainTextResponse(f"the loop has not shown itself for {age:.0f} s\n", 503)
-
-    async def readyz(_request: Request) -> Response:
-        ready, word = readiness()
-        return PlainTextResponse(f"{word}\n", 200 if ready else 503)
-
-    async def refuse(_request: Request, error: Exception) -> Response:
-        if not isinstance(error, HTTPException):
-            return PlainTextResponse("Internal Server Error\n", 500)
-        return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
-
-    pages = (
-        ("/", index),
-        ("/status.json", status_json),
-        ("/metrics", metrics),
-        ("/healthz", healthz),
-        ("/readyz", readyz),
-    )
+    pages = _Pages(render, beat_age, readiness, status, clock)
+    answers = {
+        "/": pages.index,
+        "/status.json": pages.status_json,
+        "/metrics": pages.metrics,
+        "/healthz": pages.healthz,
+        "/readyz": pages.readyz,
+    }
     app = Starlette(
-        routes=[Route(path, page, methods=["GET"]) for path, page in pages],
+        routes=[Route(path, answer, methods=["GET"]) for path, answer in answers.items()],
         middleware=[Middleware(RequestRules)],
-        exception_handlers={HTTPException: refuse, Exception: refuse},
+        exception_handlers={HTTPException: _refuse, Exception: _refuse},
     )
     app.router.redirect_slashes = False  # its Location header would give the request's Host back
     return app

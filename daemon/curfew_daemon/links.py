@@ -1,18 +1,22 @@
-"""Links made from the settings: what every session of the daemon asks of the server."""
+"""Links and connections made from the settings: what every session of the daemon asks of the server."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
+
+from sqlalchemy import Connection
 
 from curfew_daemon.config import Settings
 from curfew_daemon.conninfo import connect_attempts, read_database_url
-from curfew_daemon.database import Link
+from curfew_daemon.database import Link, bounded_engine
 from curfew_daemon.wait_bounds import MARGIN
 from curfew_store.schema import tables_in
+from curfew_store.version import translated, verify
 
-__all__ = ["make_link"]
+__all__ = ["make_link", "read_only"]
 
 
 def make_link(
@@ -42,6 +46,26 @@ def make_link(
         on_options_dropped=on_options_dropped,
         beat=beat,
     )
+
+
+@contextmanager
+def read_only(settings: Settings, url: str, command: str, *, answer_timeout: float) -> Iterator[Connection]:
+    """A connection for one *command* that reads: a read-only transaction over tables of the right version.
+
+    Waits *answer_timeout* seconds at most for each answer. Raises what the store raises where the tables do not fit,
+    and what the database raises otherwise.
+    """
+    tables = tables_in(settings.schema_name)
+    engine = bounded_engine(
+        url,
+        application_name=f"curfewd {command} {settings.instance}",
+        connect_timeout=settings.connect_timeout,
+        answer_timeout=answer_timeout,
+    )
+    with translated(tables.schema), engine.connect() as plain:
+        conn = plain.execution_options(postgresql_readonly=True)
+        verify(conn, tables)
+        yield conn
 
 
 def _session_options(settings: Settings, statement_timeout: float) -> dict[str, str]:

@@ -5,14 +5,17 @@ All of it is read on a schedule and with a budget; nobody who looks at a page ca
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Final
 
+import sqlalchemy.exc
 from sqlalchemy import Connection
 
 from curfew_daemon.database import Link, refuse_upstream_engine
-from curfew_daemon.results import Observation
+from curfew_daemon.failures import state_of
+from curfew_daemon.results import DatabaseState, Observation
 from curfew_daemon.status.facts import TableFacts
 from curfew_store.daemon_sessions import DaemonSessions, daemon_sessions, is_pooled, publish
 from curfew_store.inspection import gauges
@@ -31,6 +34,7 @@ _MINUTES_AHEAD: Final = 60
 _DUE_PER_MINUTE: Final = 1000
 _LISTED_RUNS: Final = 10
 _LISTED_DAEMONS: Final = 100
+_SLOW: Final = frozenset({DatabaseState.STATEMENT_TIMEOUT, DatabaseState.LOCK_TIMEOUT})
 
 
 class Observer:
@@ -70,9 +74,13 @@ class Observer:
         )
 
     def look_closer(self, *, runs: bool) -> TableFacts:
-        """What the status page shows beyond the gauges, without any run's id unless *runs*; errors as `run_once`."""
+        """What the status page shows beyond the gauges, without any run's id unless *runs*.
+
+        Raises what the database raises. A query that took too long leaves the connection as it was, any other error
+        drops it.
+        """
+        conn = self._link.connection()
         try:
-            conn = self._link.connection()
             # Local to a transaction, since a pooler would carry a session's own setting to others.
             conn.exec_driver_sql(f"BEGIN READ ONLY; SET LOCAL statement_timeout = {self._page_budget_ms}")
             seen = TableFacts(
@@ -81,10 +89,18 @@ class Observer:
                 daemons=None if is_pooled(conn) else self._fleet(conn),
             )
             conn.exec_driver_sql("COMMIT")
-        except Exception:
-            self._link.drop()
+        except Exception as error:
+            if state_of(error) not in _SLOW or not self._rolled_back(conn):
+                self._link.drop()
             raise
         return seen
+
+    def _rolled_back(self, conn: Connection) -> bool:
+        self._published = None  # the name goes back with the rest
+        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
+            conn.exec_driver_sql("ROLLBACK")
+            return True
+        return False
 
     def _fleet(self, conn: Connection) -> tuple[DaemonSessions, ...]:
         if self._name is not None and (wanted := (conn, self._name())) != self._published:

@@ -7,32 +7,23 @@ from datetime import timedelta
 
 from curfew_daemon.config import Settings
 from curfew_daemon.conninfo import read_database_url
-from curfew_daemon.database import bounded_engine
+from curfew_daemon.links import read_only
 from curfew_store.inspection import PlannedFlow, has_upstream_engine, planned_flows
 from curfew_store.schema import tables_in
-from curfew_store.version import translated, verify
 
 __all__ = ["planned", "render"]
 
 _ANSWER_TIMEOUT = 60.0
 _NOTE = (
     "note: FlowOrchestrator's flow_runs stands beside the controls. Runs that ended there look overdue here; "
-    "`run` and `once` refuse to mark them"
+    "`run` and `once` refuse to mark them, `purge` to delete"
 )
 
 
 def planned(settings: Settings, within: timedelta | None) -> tuple[list[PlannedFlow], bool]:
     """The flows with runs to mark, and whether upstream's engine uses the tables; in a read-only transaction."""
     tables = tables_in(settings.schema_name)
-    engine = bounded_engine(
-        read_database_url(settings),
-        application_name=f"curfewd plan {settings.instance}",
-        connect_timeout=settings.connect_timeout,
-        answer_timeout=_ANSWER_TIMEOUT,
-    )
-    with translated(tables.schema), engine.connect() as plain:
-        conn = plain.execution_options(postgresql_readonly=True)
-        verify(conn, tables)
+    with read_only(settings, read_database_url(settings), "plan", answer_timeout=_ANSWER_TIMEOUT) as conn:
         return planned_flows(conn, tables, within=within), has_upstream_engine(conn, tables)
 
 

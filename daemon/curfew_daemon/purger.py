@@ -2,10 +2,14 @@
 
 Each step is one statement that commits by itself, so a daemon may stop or die between any two and loses nothing. It
 raises whatever the database raises, and goes on from where it was when it is called again.
+
+Of several sessions that purge a schema one at a time has the turn, each time for a statement: between two of them it
+rests, and another can come in. So a round asks a few times more before it is left to whoever has the turn.
 """
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -20,11 +24,15 @@ from curfew_daemon.slices import Slices, rest_after
 from curfew_store import retention
 from curfew_store.schema import Tables
 
-__all__ = ["BATCH_SIZE", "Purger"]
+__all__ = ["BATCH_SIZE", "PATIENCE", "Purger"]
 
 BATCH_SIZE: Final = 500
 """Most rows that one statement deletes, the keys of its runs not counted."""
 
+PATIENCE: Final = 0.2
+"""Seconds for which a round asks for the turn again; longer, and the rounds of a large fleet would leave no rest."""
+
+_TURN_REST: Final = 0.05
 _WALKS: Final = (retention.purge_ended_runs, retention.purge_orphaned_keys)
 
 
@@ -43,7 +51,8 @@ class Purger:
     """Deletes what is older than *older_than* seconds (asked before each statement; ``None`` ends the round).
 
     *connect* returns a live connection in autocommit. *on_slice* is told of every statement that deleted something,
-    after its commit. *stopping* ends a rest at once and the round with it.
+    after its commit. *stopping* ends a rest at once and the round with it. *patience* is how many seconds a round
+    waits for its turn while another session has it.
     """
 
     def __init__(
@@ -55,6 +64,7 @@ class Purger:
         on_slice: Callable[[PurgedSlice], None] = lambda _slice: None,
         stopping: threading.Event | None = None,
         batch_size: int = BATCH_SIZE,
+        patience: float = PATIENCE,
     ) -> None:
         self._tables = tables
         self._connect = connect
@@ -62,19 +72,24 @@ class Purger:
         self._on_slice = on_slice
         self._stopping = threading.Event() if stopping is None else stopping
         self._batch_size = batch_size
+        self._patience = patience
         self._round = _Round()
 
     def run_once(self) -> PurgeResult:
         """Go through both tables to the end, from where an error has left the round before."""
-        started = time.monotonic()
+        started = had_turn = time.monotonic()
         while self._round.walk < len(_WALKS):
             seconds = self._older_than()
             if seconds is None or self._stopping.is_set():
                 return self._ended("stopped", started)
             took = self._step(timedelta(seconds=seconds))
-            if took is None:
+            if took is not None:
+                self._stopping.wait(rest_after(took))
+                had_turn = time.monotonic()
+            elif time.monotonic() - had_turn < self._patience:
+                self._stopping.wait(_TURN_REST * random.uniform(0.5, 1.0))  # noqa: S311  (guards nothing)
+            else:
                 return self._ended("aside", started)
-            self._stopping.wait(rest_after(took))
         return self._ended("done", started)
 
     def skip(self) -> None:

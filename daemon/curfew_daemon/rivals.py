@@ -58,9 +58,12 @@ class Rivals(Generic[RunId]):
         self._before: datetime | None = None
 
     @property
-    def expected(self) -> RunId | None:
-        """The run of which the next look is to say whether it has been marked."""
-        return None if self._expected is None else self._expected[0]
+    def expected(self) -> tuple[RunId, datetime] | None:
+        """The run of which the next look is to say whether it has been marked, and since when.
+
+        A mark before the deadline was no daemon's: a producer set it, or a hint told of a run that had its mark.
+        """
+        return None if self._expected is None else (self._expected[0], self._expected[1] - _ROUNDING)
 
     def told(self, run_id: RunId, deadline: datetime) -> None:
         """A hint told of a run ahead of its deadline, which the next sweep is for: it is known like one looked at."""

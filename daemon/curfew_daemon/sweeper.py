@@ -69,12 +69,13 @@ class Sweeper:
         mark: LowWaterMark | None = None,
         crew: Sequence[CrewLink] = (),
         on_crew_failure: Callable[[Exception], None] = lambda _error: None,
+        on_crew_success: Callable[[], None] = lambda: None,
         isolation: Isolation | None = None,
     ) -> None:
         self._tables = tables
         self._connect = connect
         self._claims = Claims(tables, most=batch_size, on_batch=on_batch, stopping=stopping, isolation=isolation)
-        self._crew = Crew(crew, self._claims, on_crew_failure)
+        self._crew = Crew(crew, self._claims, on_crew_failure, on_crew_success)
         self._beat = beat
         self._stopping = stopping
         self._mark = LowWaterMark(lambda: 1.0) if mark is None else mark
@@ -166,8 +167,16 @@ class Sweeper:
         return _Look(ahead, asked)
 
     def cancel(self) -> None:
-        """Have the server end what the further connections have in hand; for any thread."""
+        """Have the server end what the further connections have in hand; for any thread, waits a second at most."""
         self._crew.cancel()
+
+    def crew_ends_within(self, seconds: float) -> bool:
+        """Wait for what the further connections have in hand; whether none of them is at it any more."""
+        return self._crew.ends_within(seconds, self._beat)
+
+    def close(self) -> None:
+        """Give the further connections up; only once none of them is at it any more."""
+        self._crew.close()
 
     def _drain(self, conn: Connection, tally: Tally) -> None:
         """Passes from the mark until one of them begins with a batch that is not full.

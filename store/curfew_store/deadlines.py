@@ -75,7 +75,10 @@ def from_now(seconds: ColumnElement[float]) -> ColumnElement[Any]:
 
 
 def checked_moment(parameter: str, value: datetime) -> datetime:
-    """*value* in UTC if it is aware and within the years that a deadline may have."""
+    """*value* in UTC if it is aware and within the years that a deadline may have.
+
+    Raises `WrongType` for what is no `datetime`, `InvalidValue` for any other; both name *parameter*.
+    """
     if not isinstance(value, datetime):
         raise WrongType(parameter, "a timezone-aware datetime", value)
     if value.utcoffset() is None:
@@ -91,7 +94,10 @@ def checked_moment(parameter: str, value: datetime) -> datetime:
 
 
 def required_timeout(value: timedelta) -> float:
-    """*value* in seconds if it is a positive duration of at most 365,000 days."""
+    """*value* in seconds if it is a positive duration of at most 365,000 days.
+
+    Raises `WrongType` for what is no `timedelta`, `InvalidValue` for any other duration.
+    """
     if not isinstance(value, timedelta):
         raise WrongType("timeout", "a datetime.timedelta", value)
     if value <= timedelta(0):
@@ -102,7 +108,10 @@ def required_timeout(value: timedelta) -> float:
 
 
 def resolved_deadline(timeout_at_utc: datetime | None, timeout: timedelta | None) -> Deadline:
-    """The deadline that the two parameters mean together: one of them, or none at all."""
+    """The deadline that the two parameters mean together: one of them, or none at all.
+
+    Raises `InvalidValue` for both, and what `checked_moment` and `required_timeout` raise.
+    """
     if timeout_at_utc is not None and timeout is not None:
         raise InvalidValue("timeout", "and timeout_at_utc exclude each other; give one of them")
     if timeout is not None:
@@ -114,7 +123,10 @@ def chosen_deadline(
     new_timeout_at_utc: datetime | Literal[Unset.UNSET] | None,
     timeout: timedelta | Literal[Unset.UNSET] | None,
 ) -> Deadline:
-    """The deadline for `extend_deadline`: exactly one parameter must be given, and an explicit ``None`` clears."""
+    """The deadline for `extend_deadline`: exactly one parameter must be given, and an explicit ``None`` clears.
+
+    Raises `InvalidValue` for both and for neither, and what `checked_moment` and `required_timeout` raise.
+    """
     if timeout is UNSET and new_timeout_at_utc is not UNSET:
         moment = new_timeout_at_utc
         return Deadline() if moment is None else Deadline(at=checked_moment("new_timeout_at_utc", moment))

@@ -7,7 +7,7 @@ with EmbeddedPostgres.start() as server:
 
 The programs come from the wheel that ``curfewd[embedded]`` installs, else from Debian's packages. The server
 ends with the process that started it, however that process ends. Not for production: without ``durable=True``
-a power cut may destroy the data.
+a power cut may destroy the data. Longer than other modules, so that a server's whole life stands in one place.
 """
 
 from __future__ import annotations

@@ -70,7 +70,10 @@ def channel_of(schema: str) -> str:
 
 
 def checked_horizon(notify_within: timedelta | None) -> float | None:
-    """*notify_within* in seconds if it is a positive duration of at most a minute; ``None`` sends no hints."""
+    """*notify_within* in seconds if it is a positive duration of at most a minute; ``None`` sends no hints.
+
+    Raises `WrongType` for what is no `timedelta`, `InvalidValue` for any other duration.
+    """
     if notify_within is None:
         return None
     if not isinstance(notify_within, timedelta):

@@ -62,14 +62,20 @@ def checked_uuid(parameter: str, value: UUID) -> UUID:
 
 
 def checked_run_id(value: UUID) -> UUID:
-    """*value* if it can be the id of a run. The nil UUID cannot: it is what a forgotten id looks like."""
+    """*value* if it can be the id of a run. The nil UUID cannot: it is what a forgotten id looks like.
+
+    Raises `WrongType` for what is no UUID, `InvalidValue` for the nil one.
+    """
     if not checked_uuid("run_id", value).int:
         raise InvalidValue("run_id", "is the nil UUID")
     return value
 
 
 def checked_text(parameter: str, value: str, max_length: int) -> str:
-    """*value* if PostgreSQL can store it as text of at most *max_length* characters."""
+    """*value* if PostgreSQL can store it as text of at most *max_length* characters.
+
+    Raises `WrongType` for what is no text, `InvalidValue` for any other; both name *parameter*.
+    """
     if not isinstance(value, str):
         raise WrongType(parameter, "a str", value)
     if len(value) > max_length:
@@ -84,7 +90,10 @@ def checked_text(parameter: str, value: str, max_length: int) -> str:
 
 
 def checked_key(value: str | None) -> str | None:
-    """An idempotency key as it was given, or ``None``; a blank one is an error, since it would join strangers."""
+    """An idempotency key as it was given, or ``None``; a blank one is an error, since it would join strangers.
+
+    Raises `InvalidValue` for that, and what `checked_text` raises.
+    """
     if value is None:
         return None
     if not normalised(checked_text("idempotency_key", value, MAX_KEY_LENGTH)):
@@ -93,17 +102,17 @@ def checked_key(value: str | None) -> str | None:
 
 
 def required_key(value: str) -> str:
-    """Like `checked_key`, where ``None`` makes no sense."""
+    """Like `checked_key`, where ``None`` makes no sense and is a `WrongType`."""
     if value is None:
         raise WrongType("idempotency_key", "a str", value)
     return checked_key(value) or ""
 
 
 def checked_trigger_key(value: str) -> str:
-    """A trigger key; blank is allowed, as upstream's default is blank."""
+    """A trigger key; blank is allowed, as upstream's default is blank. Raises what `checked_text` raises."""
     return checked_text("trigger_key", value, MAX_KEY_LENGTH)
 
 
 def checked_reason(value: str | None) -> str | None:
-    """A reason of at most 4,000 characters, or ``None``."""
+    """A reason of at most 4,000 characters, or ``None``. Raises what `checked_text` raises."""
     return None if value is None else checked_text("reason", value, MAX_REASON_LENGTH)

@@ -4,7 +4,7 @@ Each function checks its parameters and returns an `Operation`: what is to be do
 ``Connection``. A bad value is therefore refused before a connection is taken, let alone a statement sent.
 The sync façade calls the operation, the async façade hands it to ``AsyncConnection.run_sync``. An
 operation begins no transaction, commits none and does nothing but database work. The SQL stands in
-`curfew_store.statements`.
+`curfew_store.statements`. Longer than other modules, so that all that both façades offer stands in one place.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ Such a statement runs in autocommit, so that neither BEGIN nor COMMIT crosses th
 session that says how a statement is isolated, and only its default can be something else than READ COMMITTED (a role,
 a database or the server says so); that is asked once for each connection that the pool makes. Where the default is
 another, and for operations of more than one writing statement, a transaction says READ COMMITTED for itself.
+
+So it does where the engine's owner listens for ``begin``: what such a listener sets for the transaction (`SET LOCAL` of
+a role, of a tenant for row-level security, of a timeout) has no effect in autocommit, where PostgreSQL only warns.
 """
 
 from __future__ import annotations
@@ -31,12 +34,17 @@ def committed(operation: Operation[T], verified_once: VerifiedOnce) -> Callable[
     work = verified_once(operation)
 
     def run(conn: Connection) -> T:
-        alone = isinstance(operation, WritesOnce) and _is_read_committed(conn)
+        alone = isinstance(operation, WritesOnce) and not _sets_what_is_local(conn) and _is_read_committed(conn)
         conn.execution_options(isolation_level="AUTOCOMMIT" if alone else "READ COMMITTED")
         with conn.begin():  # in autocommit nothing is sent for it
             return work(conn)
 
     return run
+
+
+def _sets_what_is_local(conn: Connection) -> bool:
+    """Whether somebody listens for this connection's transactions to begin."""
+    return bool(conn.dispatch.begin)
 
 
 def _is_read_committed(conn: Connection) -> bool:

@@ -69,7 +69,11 @@ LARGEST_PURGE: Final = 1_000_000
 
 
 def purge(tables: Tables, before: datetime, *, limit: int) -> Operation[int]:
-    """Deletes ended runs with their keys, then keys that point to no record; rows in use are passed over."""
+    """Deletes ended runs with their keys, then keys that point to no record; rows in use are passed over.
+
+    Returns how many rows of both were deleted, *limit* at most, keys of runs not counted. Raises `WrongType` or
+    `InvalidValue` for a moment that is naive or out of range, and for a limit that is not from 1 to a million.
+    """
     moment = checked_moment("before", before)
     if isinstance(limit, bool) or not isinstance(limit, int):
         raise WrongType("limit", "an int", limit)

@@ -1,4 +1,7 @@
-"""The store for threads: `FlowRunControlStore`."""
+"""The store for threads: `FlowRunControlStore`.
+
+Longer than other modules by the docstrings, which are those of both façades.
+"""
 
 from __future__ import annotations
 

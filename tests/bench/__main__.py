@@ -1,8 +1,8 @@
 """Measures everything that the project promises about speed, in one command: ``python -m tests.bench``.
 
-Each scenario takes seconds by default, with ``--full`` as long as its goal asks for. A scenario that is not there
-yet, or fails, is said and does not stop the others; the exit code is 1 then, and 1 where a goal is missed with
-``--strict``.
+Each scenario takes seconds by default, and much longer with ``--full``, at full sizes. A scenario that is not there
+yet, or fails, is said and does not stop the others; the exit code is 1 then, and 1 where a figure misses its limit
+with ``--strict``.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def found(name: str) -> ModuleType | None:
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="tests.bench", description="What does enforcing cost, and how late is it?")
-    parser.add_argument("--full", action="store_true", help="the sizes that the goals name; takes long")
+    parser.add_argument("--full", action="store_true", help="full sizes, which take long")
     parser.add_argument("--only", type=_names, default=SCENARIOS, metavar="A,B", help=f"of {', '.join(SCENARIOS)}")
     parser.add_argument("--runs", type=int, default=3, help="how often each is measured")
     parser.add_argument("--seed", type=int, default=1)
@@ -98,7 +98,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pictures", type=Path, nargs="?", const=PICTURES, help=f"draw pictures into a folder ({PICTURES.name}/)"
     )
-    parser.add_argument("--strict", action="store_true", help="fail where a goal is missed")
+    parser.add_argument("--strict", action="store_true", help="fail where a figure misses its limit")
     return parser.parse_args(arguments)
 
 

@@ -12,15 +12,16 @@ and does everything through *bench*:
             readings.memory(daemons[0].pid)                 # bytes; readings.cpu(pid) in seconds
         with bench.reference(database, 4):                  # the bare loop of `reference`, in four processes
             ...
-    bench.full    # False: some seconds in all. True: the sizes that the goal names
+    bench.full    # False: some seconds in all. True: full sizes, which take long
     bench.runs    # how often to measure; `bench.repeat(label, measure)` does it and says so
     bench.rng("drain")                                      # a generator of the run's seed
     bench.say("armed 500,000")                              # progress, at once
     bench.picture("drain", svg)                             # an SVG made with `pictures`, kept if pictures are wanted
 
-`Figure` carries every measured value with what it is compared with. A goal that is relative is judged against the
+`Figure` carries every measured value with what it is compared with. A relative limit is judged against the
 reference of the same run; a scenario that cannot measure (a server without ``track_commit_timestamp``, say) says
-so with `bench.say` and returns no figure.
+so with `bench.say` and returns no figure. Longer than other modules, so that a scenario has one
+place to look.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -54,7 +56,7 @@ T = TypeVar("T")
 class Figure:
     """One measured quantity: a value per run, and what it should be.
 
-    *goal* is text for the reader, *met* whether it was reached (``None``: nothing was asked). *reference* are the
+    *goal* is its limit as text for the reader, *met* whether it was kept (``None``: there is none). *reference* are the
     values of what it is compared with, measured in the same run. *notes* goes into the JSON as it is.
     """
 
@@ -253,6 +255,20 @@ class Bench:
         if database is not None:
             url = url.set(database=database)
         return url.render_as_string(hide_password=False)
+
+
+@contextmanager
+def in_background(*targets: Callable[[], object], over: threading.Event) -> Iterator[None]:
+    """Each of *targets* in a thread of its own; *over* is set at the end, at which they have to return."""
+    threads = [threading.Thread(target=target, daemon=True) for target in targets]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 def _print(text: str) -> None:

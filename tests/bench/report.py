@@ -13,7 +13,7 @@ from typing import Any
 from tests.bench.frame import Bench, Figure
 
 PACKAGES = ("curfewd", "SQLAlchemy", "psycopg", "APScheduler")
-_HEAD = ("", "median", "least", "greatest", "unit", "reference", "ratio", "goal", "")
+_HEAD = ("", "median", "least", "greatest", "unit", "reference", "ratio", "limit", "")
 _RIGHT = {1, 2, 3, 5, 6}
 
 

@@ -10,9 +10,10 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from tests.bench.disturbed import lag_with_and_without
-from tests.bench.frame import Bench, Figure
+from tests.bench.frame import Bench, Figure, in_background
 from tests.faults.daemons import DaemonProcess
 
 TITLE = "lag and scrapes beside 500 clients that send a byte a second"
@@ -30,18 +31,10 @@ def run(bench: Bench) -> list[Figure]:
         over = threading.Event()
         took: list[float] = []
         failed: list[str] = []
-        threads = [
-            threading.Thread(target=_besiege, args=(daemon.address, over), daemon=True),
-            threading.Thread(target=_scrape, args=(daemon.address, over, took, failed), daemon=True),
-        ]
-        for thread in threads:
-            thread.start()
-        try:
+        besiege = partial(_besiege, daemon.address, over)
+        scrape = partial(_scrape, daemon.address, over, took, failed)
+        with in_background(besiege, scrape, over=over):
             yield
-        finally:
-            over.set()
-            for thread in threads:
-                thread.join()
         slowest.append(1000 * max(took))
         refused.append(len(failed))
 

@@ -8,9 +8,10 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from tests.bench.disturbed import lag_with_and_without
-from tests.bench.frame import Bench, Figure
+from tests.bench.frame import Bench, Figure, in_background
 from tests.faults.daemons import DaemonProcess
 
 TITLE = "lag while the status page is viewed 100 times a second"
@@ -26,19 +27,10 @@ def run(bench: Bench) -> list[Figure]:
     def read(daemon: DaemonProcess) -> Iterator[None]:
         counts = [0] * READERS
         over = threading.Event()
-        threads = [
-            threading.Thread(target=_view, args=(daemon.address, counts, number, over), daemon=True)
-            for number in range(READERS)
-        ]
+        readers = [partial(_view, daemon.address, counts, number, over) for number in range(READERS)]
         begun = time.monotonic()
-        for thread in threads:
-            thread.start()
-        try:
+        with in_background(*readers, over=over):
             yield
-        finally:
-            over.set()
-            for thread in threads:
-                thread.join()
         served.append(sum(counts) / (time.monotonic() - begun))
 
     figures = lag_with_and_without(bench, "views", read, most=1.2)

@@ -164,7 +164,7 @@ def test_sdist_holds_what_a_packager_needs_to_test_it(built: Path) -> None:
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    documents = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile"}
+    documents = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "DECISIONS.md", "SECURITY.md", "Makefile"}
     assert documents | {"pyproject.toml", "requirements-dev.txt", "PKG-INFO"} <= names
     assert {f"{PACKAGES[name.split('/')[0]].name}/{name}" for name in package_files()} <= names
     assert Path(__file__).relative_to(ROOT).as_posix() in names

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,10 +32,14 @@ def loaded(folder: Path = FOLDER) -> list[dict[str, Any]]:
 
 
 def section(runs: Sequence[dict[str, Any]]) -> str:
-    """The section between the markers: what was run, each fault, and each invariant."""
+    """The section between the markers: what was run, each fault, and each invariant; without runs their names alone."""
     if not runs:
-        return "Not run yet.\n"
+        return "\n".join(["Not run yet.", "", *_legend("fault", TITLES), "", *_legend("invariant", PROMISES), ""])
     return "\n".join([*_summary(runs), "", *_faults(runs), "", *_invariants(runs), ""])
+
+
+def _legend(what: str, titles: Mapping[str, str]) -> list[str]:
+    return [f"| | {what} |", "|---|---|", *(f"| {code} | {title} |" for code, title in titles.items())]
 
 
 def _summary(runs: Sequence[dict[str, Any]]) -> list[str]:

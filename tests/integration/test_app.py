@@ -12,10 +12,12 @@ import apscheduler.executors.base
 import apscheduler.schedulers.base
 import pytest
 from apscheduler.events import EVENT_JOB_MISSED, JobEvent
+from sqlalchemy import Connection
 
-from curfew_daemon import app, events
+from curfew_daemon import app, events, observer
 from curfew_daemon.app import Daemon
 from curfew_daemon.lifecycle import Action, Exit
+from curfew_daemon.passes import Claims
 from tests.conftest import Database
 from tests.integration.contract.rows import Rows
 from tests.integration.sessions import eventually
@@ -79,13 +81,6 @@ class Running:
         self.daemon._signals.stop()  # type: ignore[attr-defined]
         self._thread.join(30)
         return self.code
-
-
-@pytest.fixture
-def rows(database: Database) -> Iterator[Rows]:
-    seen = Rows(database.url)
-    yield seen
-    seen.close()
 
 
 @pytest.fixture
@@ -215,3 +210,47 @@ def test_every_event_of_the_scheduler_is_counted(rows: Rows, start: Callable[[],
     executed = "curfew_scheduler_events_total"
     eventually(lambda: running.count(executed, event="executed") >= 4, "jobs are executed")
     assert [running.count(executed, event=event) for event in ("error", "missed", "max_instances")] == [0, 0, 0]
+
+
+def test_a_stop_ends_what_further_connections_have_in_hand(
+    rows: Rows, start: Callable[[], Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may outlast the sweep: after the grace their statements are cancelled, and nothing is left behind."""
+    monkeypatch.setattr("curfew_daemon.sweeper.DEEP", 2)
+    monkeypatch.setattr("curfew_daemon.passes.FIRST_BATCH", 2)
+    monkeypatch.setattr("curfew_daemon.crew.LONGEST_WAIT", 0.01)
+    one_pass = Claims.one_pass
+
+    def slow(claims: Claims, conn: Connection, *args: Any, **kwargs: Any) -> int:
+        if threading.current_thread().name.startswith("curfewd-crew"):
+            conn.exec_driver_sql("SELECT pg_sleep(60)")
+        return one_pass(claims, conn, *args, **kwargs)
+
+    monkeypatch.setattr(Claims, "one_pass", slow)
+    runs = [rows.insert("overdue") for _ in range(9)]
+    running = start()
+    for run in runs:
+        await_marked(rows, run)
+    asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+    eventually(lambda: rows.sql(asleep)[0][0] == 3, "the further connections have something in hand")
+    running.daemon._settings = running.daemon._settings.model_copy(update={"shutdown_grace": 0.1})
+    assert running.stop() is Exit.OK
+    assert not [each for each in threading.enumerate() if each.name.startswith("curfewd-crew")]
+    assert not running.daemon.abandoned
+    assert rows.sql(asleep)[0][0] == 0
+
+
+def test_a_slow_page_is_no_failed_observation(
+    rows: Rows, start: Callable[[], Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its own queries take too long the page shows the gauges alone, and all of it once they are in time."""
+    rows.insert("active")
+    with monkeypatch.context() as slow:
+        slow.setattr(observer, "due_per_minute", lambda conn, *_, **__: conn.exec_driver_sql("SELECT pg_sleep(9)"))
+        running = start()
+        eventually(lambda: running.daemon._board.facts().seen, "the table is read")
+        seen = running.daemon._board.facts().seen
+        assert seen is not None
+        assert (seen.gauges.armed, seen.table) == (1, None)
+    eventually(lambda: running.daemon._board.facts().seen.table is not None, "the page is whole")  # type: ignore[union-attr]
+    assert running.count("curfew_observation_failures_total") == 0

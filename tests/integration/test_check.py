@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from uuid import uuid4
@@ -19,13 +19,6 @@ from tests.integration.contract.rows import Rows
 from tests.integration.settings import settings_for
 
 GOOD = "-c statement_timeout=5s -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s -c synchronous_commit=on"
-
-
-@pytest.fixture
-def rows(database: Database) -> Iterator[Rows]:
-    seen = Rows(database.url)
-    yield seen
-    seen.close()
 
 
 def findings(conninfo: str, options: str = GOOD) -> dict[str, Finding]:
@@ -158,6 +151,7 @@ def test_another_engine_is_an_error_of_its_own(rows: Rows, database: Database) -
     found = findings(database.conninfo)
     assert bad(found) == {"engine": Level.ERROR}
     assert found["engine"].exit is Exit.UPSTREAM_ENGINE
+    assert "`purge` to delete" in found["engine"].message
 
 
 def test_keys_without_a_record_are_a_warning(rows: Rows, database: Database) -> None:
@@ -190,7 +184,7 @@ def test_a_defect_of_ours_is_not_taken_for_a_finding(database: Database, monkeyp
 
 
 def test_a_retention_is_examined_as_whoever_purges(rows: Rows, database: Database) -> None:
-    """Off, nothing is said; on, a role that may not delete or cannot be is a warning, with what to do about it."""
+    """Off, nothing is said; on, no right to delete, no role or less than a day is a warning, with what to do."""
     role = f"daemon_{database.name}"
     rows.sql(f"CREATE ROLE {role} LOGIN")
     rows.sql(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
@@ -198,8 +192,8 @@ def test_a_retention_is_examined_as_whoever_purges(rows: Rows, database: Databas
     own = make_conninfo(database.conninfo, options=GOOD)
     as_role = make_conninfo(own, user=role)
 
-    def examined(**variables: str) -> tuple[dict[str, Level], Finding]:
-        found = {each.topic: each for each in examine(settings_for(as_role, CURFEW_RETENTION="30d", **variables))}
+    def examined(kept: str = "30d", **variables: str) -> tuple[dict[str, Level], Finding]:
+        found = {each.topic: each for each in examine(settings_for(as_role, CURFEW_RETENTION=kept, **variables))}
         return bad(found), found["retention"]
 
     try:
@@ -212,6 +206,11 @@ def test_a_retention_is_examined_as_whoever_purges(rows: Rows, database: Databas
         warned, finding = examined(CURFEW_PURGE_URL=own)
         assert warned == {}
         assert "after 30 days" in finding.message
+        assert examined("1d", CURFEW_PURGE_URL=own)[0] == {}
+        warned, finding = examined("23h", CURFEW_PURGE_URL=own)
+        assert warned == {"retention": Level.WARNING}
+        assert "gone after 23:00:00" in finding.message
+        assert "may still be queued" in finding.remedy
         warned, finding = examined(CURFEW_PURGE_URL="host=/nowhere")
         assert warned == {"retention": Level.WARNING}
         assert "CURFEW_PURGE_URL" in finding.remedy

@@ -281,6 +281,19 @@ def test_many_claimers_mark_every_due_run_exactly_once(database: Database) -> No
     assert (found.marks, found.runs, found.broken_promises, found.largest_statement) == (1500, 1500, 0, 37)
 
 
+def changes_of(store: FlowRunControlStore, deadline: Callable[..., datetime]) -> list[Callable[[UUID], object]]:
+    """What a producer may do to a run, *deadline* giving the past and future times."""
+    return [
+        lambda run: store.request_cancel(run, "by a user"),
+        store.complete_run,
+        lambda run: store.extend_deadline(run, deadline(past=False)),
+        lambda run: store.extend_deadline(run, deadline(past=True)),
+        lambda run: store.reopen_run(run, deadline(past=True)),
+        lambda run: store.configure_run(run, FLOW, "t", None, deadline(past=True)),
+        lambda run: store.heartbeat(run, timeout=timedelta(days=1)),
+    ]
+
+
 @pytest.mark.contract("E-3", "E-7", "E-8", "E-9")
 def test_no_mark_ever_falls_on_a_version_that_was_not_due(database: Database) -> None:
     """Four producers against four claimers on the same few runs: each mark replaced a due, unlatched version."""
@@ -294,15 +307,7 @@ def test_no_mark_ever_falls_on_a_version_that_was_not_due(database: Database) ->
         # No two armings share a deadline, so that a second mark for one of them shows.
         return (PAST if past else FUTURE) + timedelta(milliseconds=next(armings))
 
-    actions: list[Callable[[UUID], object]] = [
-        lambda run: store.request_cancel(run, "by a user"),
-        store.complete_run,
-        lambda run: store.extend_deadline(run, deadline(past=False)),
-        lambda run: store.extend_deadline(run, deadline(past=True)),
-        lambda run: store.reopen_run(run, deadline(past=True)),
-        lambda run: store.configure_run(run, FLOW, "t", None, deadline(past=True)),
-        lambda run: store.heartbeat(run, timeout=timedelta(days=1)),
-    ]
+    actions = changes_of(store, deadline)
 
     def produce(seed: int) -> None:
         chance = random.Random(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from uuid import uuid4
 
@@ -15,19 +14,6 @@ from tests.conftest import Database
 from tests.integration.contract.rows import FLOW, OTHER_FLOW, STATES, Rows
 
 TABLES = tables_in("public")
-
-
-@pytest.fixture
-def rows(database: Database) -> Iterator[Rows]:
-    seen = Rows(database.url)
-    yield seen
-    seen.close()
-
-
-@pytest.fixture
-def conn(database: Database) -> Iterator[Connection]:
-    with database.engine.connect() as plain:
-        yield plain.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def test_nothing_here_writes_or_locks(rows: Rows, database: Database) -> None:

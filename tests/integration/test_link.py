@@ -219,6 +219,22 @@ def test_a_statement_is_cancelled_from_another_thread(database: Database) -> Non
         helper.join()
 
 
+def test_a_cancel_that_meets_a_drop_neither_raises_nor_dials(database: Database) -> None:
+    """Another thread may cancel while the connection's own thread is in the middle of giving it up."""
+    dials: list[int] = []
+
+    def conninfo() -> str:
+        dials.append(1)
+        return database.conninfo
+
+    with closing(make_link(conninfo)) as link:
+        link.connection().connection.invalidate()  # the first half of what a drop asks of SQLAlchemy
+        link.cancel()
+        link.drop()
+        link.cancel()
+        assert len(dials) == 1
+
+
 # Startup options
 
 

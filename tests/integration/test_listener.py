@@ -38,13 +38,6 @@ OFTEN = 0.2
 
 
 @pytest.fixture
-def rows(database: Database) -> Iterator[Rows]:
-    seen = Rows(database.url)
-    yield seen
-    seen.close()
-
-
-@pytest.fixture
 def store(database: Database) -> FlowRunControlStore:
     return FlowRunControlStore(database.engine, notify_within=timedelta(seconds=POLL))
 
@@ -284,10 +277,12 @@ def test_a_dead_network_shows_and_is_recovered_from(tcp: EmbeddedPostgres) -> No
 
 def test_a_session_that_no_longer_listens_is_noticed_without_a_write(rows: Rows, database: Database) -> None:
     """As when a pooler swaps the session beneath: the check sees it, and checks take no transaction id."""
+    sent: list[str] = []
     with listening(database.conninfo, database.conninfo, prove_every=600.0) as (audience, listener):
         eventually(lambda: audience.state is ListenerState.UP, "it hears")
+        event.listen(listener._link._engine, "before_cursor_execute", lambda _c, _u, said, *_: sent.append(said))
         xid = rows.sql("SELECT pg_current_xact_id()::text::bigint")[0][0]
-        time.sleep(5 * OFTEN)
+        eventually(lambda: sum("pg_listening_channels" in each for each in sent) >= 5, "it has checked five times")
         assert rows.sql("SELECT pg_current_xact_id()::text::bigint")[0][0] == xid + 1
         connection = listener._link._connection
         assert connection is not None
@@ -327,4 +322,6 @@ def test_hints_that_arrive_with_an_answer_are_not_lost(database: Database, store
         eventually(lambda: audience.state is ListenerState.UP, "it hears")
         told = {store.start_run(FLOW, "t", timeout=SHORT).run_id for _ in range(200)}
         eventually(lambda: sum(audience.outcomes.values()) == 200, "all are heard")
+        assert audience.outcomes[HintOutcome.UNREADABLE] == 0
+        assert audience.hints
         assert {hint.run_id for hint in audience.hints} <= told

@@ -91,8 +91,17 @@ def test_a_look_counts_armed_runs_only(store: FlowRunControlStore, at_noon: Conn
     seen = look_ahead(at_noon, TABLES)
     assert (seen.earliest_overdue, seen.next_due_in, seen.next_run_id) == (None, None, None)
     later, sooner = _armed(store, NOW + 3 * SECOND), _armed(store, NOW + 2 * SECOND)
-    seen = look_ahead(at_noon, TABLES, expected=later)
+    seen = look_ahead(at_noon, TABLES, expected=(later, NOW + 3 * SECOND))
     assert (seen.next_run_id, seen.next_due_in, seen.expected_marked) == (sooner, 2.0, False)
+
+
+def test_a_mark_counts_from_the_moment_on_that_was_asked_for(store: FlowRunControlStore, at_noon: Connection) -> None:
+    """A run that was marked earlier, not at all, or that does not exist is told from one that was marked since."""
+    run, armed = _armed(store, NOW - SECOND), _armed(store, NOW + SECOND)
+    at_noon.exec_driver_sql("UPDATE public.flow_run_controls SET timed_out_at_utc = now() WHERE timeout_at_utc < now()")
+    asked = ((run, NOW), (run, NOW + timedelta(microseconds=1)), (armed, NOW), (uuid4(), NOW))
+    told = [look_ahead(at_noon, TABLES, expected=each).expected_marked for each in asked]
+    assert told == [True, False, False, None]
 
 
 def test_a_deadline_that_is_centuries_ahead_is_a_day_ahead(store: FlowRunControlStore, at_noon: Connection) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy.exc
 from psycopg.conninfo import make_conninfo
+from sqlalchemy import text
 
 from curfew_daemon import observer as module
 from curfew_daemon.database import Link
@@ -23,7 +24,7 @@ TABLES = tables_in("public")
 
 
 @contextmanager
-def observing(database: Database, budget_ms: int = 5000) -> Iterator[Observer]:
+def observing(database: Database, budget_ms: int = 5000, name: str | None = None) -> Iterator[Observer]:
     link = Link(
         TABLES,
         lambda: make_conninfo(database.conninfo),
@@ -33,18 +34,11 @@ def observing(database: Database, budget_ms: int = 5000) -> Iterator[Observer]:
         longest_dial=20,
         answer_timeout=20,
     )
-    observer = Observer(TABLES, link)
+    observer = Observer(TABLES, link, name=None if name is None else lambda: name)
     try:
         yield observer
     finally:
         observer.close()
-
-
-@pytest.fixture
-def rows(database: Database) -> Iterator[Rows]:
-    seen = Rows(database.url)
-    yield seen
-    seen.close()
 
 
 def test_an_empty_table(database: Database) -> None:
@@ -131,6 +125,22 @@ def test_the_page_has_a_budget_of_its_own(rows: Rows, database: Database) -> Non
         assert state_of(raised.value) is DatabaseState.STATEMENT_TIMEOUT
         assert len(observer.look_closer(runs=True).falls_due) == 60
         assert observer.run_once().overdue == 0
+
+
+def test_a_slow_query_of_the_page_keeps_the_connection_and_its_name(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is dialled again; the name that went back with the transaction is given again."""
+    asked = "SELECT application_name, pid FROM pg_stat_activity WHERE application_name ~ '^(observer|named)$'"
+    with observing(database, budget_ms=60_000, name="named") as observer, onlooker(database.conninfo) as seen:
+        with monkeypatch.context() as slow:
+            slow.setattr(module, "daemon_sessions", lambda conn, limit: conn.execute(text(f"SELECT pg_sleep({limit})")))
+            with pytest.raises(sqlalchemy.exc.OperationalError):
+                observer.look_closer(runs=True)
+        ((name, pid),) = seen.rows(asked)
+        assert name == "observer"
+        observer.look_closer(runs=True)
+        assert seen.rows(asked) == [("named", pid)]
 
 
 def test_another_engine_that_moves_in_is_noticed(rows: Rows, database: Database) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from uuid import UUID
 
 import pytest
@@ -18,13 +17,6 @@ from tests.integration.proxy import Stopwatch
 from tests.integration.settings import settings_for
 
 HOLD = "SELECT 1 FROM flow_run_controls WHERE run_id = :run FOR UPDATE"
-
-
-@pytest.fixture
-def rows(database: Database) -> Iterator[Rows]:
-    seen = Rows(database.url)
-    yield seen
-    seen.close()
 
 
 def _overdue(rows: Rows) -> int:

@@ -24,14 +24,6 @@ CREW = 2
 
 
 @pytest.fixture
-def rows(database: Database) -> Iterator[Rows]:
-    """The tables, without the store."""
-    seen = Rows(database.url)
-    yield seen
-    seen.close()
-
-
-@pytest.fixture
 def engine(database: Database) -> Iterator[Engine]:
     """Connections as the daemon's: autocommit, no pool."""
     engine = create_engine(database.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
@@ -55,6 +47,8 @@ class Link:
         self._connection: Connection | None = None
         self.connects = 0
         self.cancelled = 0
+        self.closed = False
+        self.on_cancel: Callable[[], None] = lambda: None
 
     def connection(self) -> Connection:
         self.connects += 1
@@ -69,6 +63,11 @@ class Link:
 
     def cancel(self) -> None:
         self.cancelled += 1
+        self.on_cancel()
+
+    def close(self) -> None:
+        self.closed = True
+        self.drop()
 
     @property
     def open(self) -> bool:
@@ -83,6 +82,7 @@ class Sweep:
         self.batches: list[int] = []
         self.threads: set[str] = set()
         self.failures: list[Exception] = []
+        self.successes: list[int] = []  # how many had failed by then
         self.beats = 0
         self.stopping = False
         self.on_batch: Callable[[], None] = lambda: None
@@ -97,6 +97,7 @@ class Sweep:
             stopping=lambda: self.stopping,
             crew=links,
             on_crew_failure=self.failures.append,
+            on_crew_success=lambda: self.successes.append(len(self.failures)),
         )
 
     def _beat(self) -> None:
@@ -191,6 +192,80 @@ def test_a_connection_that_fails_leaves_its_part_to_the_others(
     assert one.sweeper.run_once("deadline").marked == 100
     assert unmarked(rows) == 0
     assert {str(error) for error in one.failures} == {"too many connections"}
+    assert one.successes == []
+
+
+def test_a_crew_that_works_again_is_told(rows: Rows, engine: Engine, sweep: Callable[..., Sweep]) -> None:
+    """Once for all of it, when none of the connections that were called has failed."""
+    lack = ["too many connections"]
+
+    def refuse() -> None:
+        if lack:
+            raise ConnectionError(*lack)
+
+    one = sweep([Link(engine), Link(engine, refuse)])
+    fill(rows, 100)
+    one.sweeper.run_once("deadline")
+    failures = len(one.failures)
+    assert (failures > 0, one.successes) == (True, [])
+    lack.clear()
+    fill(rows, 100, "now()")
+    one.sweeper.run_once("deadline")
+    assert set(one.successes) == {failures}
+
+
+def test_the_end_waits_for_what_the_crew_has_in_hand(
+    rows: Rows, engine: Engine, sweep: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep may end before its crew; the wait beats, is bounded, and says whether the connections may be closed."""
+    monkeypatch.setattr(crew_module, "LONGEST_WAIT", 0.01)
+    fill(rows, 100)
+    freed = threading.Event()
+    links = [Link(engine, lambda: assert_set(freed)) for _ in range(CREW)]
+    one = sweep(links)
+    try:
+        assert one.sweeper.run_once("deadline").marked == 100
+        beats = one.beats
+        assert not one.sweeper.crew_ends_within(0.2)
+        assert one.beats > beats
+        assert not one.sweeper.crew_ends_within(0.0)
+    finally:
+        freed.set()
+    assert one.sweeper.crew_ends_within(30)
+    assert not crew_threads()
+    one.sweeper.close()
+    assert all(link.closed for link in links)
+
+
+def test_a_crew_is_cancelled_all_at_once(
+    rows: Rows, engine: Engine, sweep: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many connections, the cancelling takes the time of one, and no longer than its bound if one hangs."""
+    monkeypatch.setattr(crew_module, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(crew_module, "_CANCELLED_WITHIN", 20.0)
+    fill(rows, 100)
+    freed, together = threading.Event(), threading.Barrier(15)
+    links = [Link(engine, lambda: assert_set(freed)) for _ in range(15)]
+
+    def cancel_with_the_others() -> None:
+        together.wait(20)
+
+    for link in links:
+        link.on_cancel = cancel_with_the_others
+    one = sweep(links)
+    try:
+        one.sweeper.run_once("deadline")
+        one.sweeper.cancel()
+        assert not together.broken
+        assert [link.cancelled for link in links] == [1] * 15
+        monkeypatch.setattr(crew_module, "_CANCELLED_WITHIN", 0.01)
+        for link in links:
+            link.on_cancel = lambda: assert_set(freed)
+        one.sweeper.cancel()
+        assert not freed.is_set()
+    finally:
+        freed.set()
+    assert one.sweeper.crew_ends_within(30)
 
 
 def test_a_connection_that_hangs_holds_nothing_up(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -12,13 +11,6 @@ from curfew_store.errors import SchemaMismatch
 from tests.conftest import Database
 from tests.integration.contract.rows import FLOW, Rows
 from tests.integration.settings import settings_for
-
-
-@pytest.fixture
-def rows(database: Database) -> Iterator[Rows]:
-    seen = Rows(database.url)
-    yield seen
-    seen.close()
 
 
 def test_overdue_runs_are_listed_and_nothing_changes(rows: Rows, database: Database) -> None:
@@ -63,6 +55,7 @@ def test_another_engines_runs_are_listed_with_a_note(rows: Rows, database: Datab
     *_, total, note = render(planned(settings_for(database), None), None)
     assert total.startswith("1 overdue")
     assert "flow_runs" in note
+    assert "`purge` to delete" in note
 
 
 def test_a_missing_schema_is_an_error(empty_database: Database) -> None:

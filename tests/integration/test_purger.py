@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy.exc
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection, create_engine, text
 
 from curfew_daemon.purger import Purger
 from curfew_daemon.results import PurgedSlice
@@ -242,6 +242,26 @@ def test_one_session_purges_at_a_time(rows: Rows, purger: Purger) -> None:
         assert left(rows) == (1, 2)
     assert turn_key("public") != turn_key("other")
     assert purger.run_once().deleted == PurgedSlice(1, 1, 1)
+
+
+@pytest.mark.contract("P-11")
+def test_a_round_comes_in_between_two_statements_of_another(rows: Rows, conn: Connection) -> None:
+    """A turn that is taken once is asked for again: the round is not given up for it."""
+    ended(rows, "completed", OLD)
+    asked: list[float] = []
+
+    def older_than() -> float:
+        asked.append(HOUR)
+        if len(asked) == 3:
+            holder.execute(text("SELECT pg_advisory_unlock(:turn)"), {"turn": turn_key("public")})
+        return HOUR
+
+    with rows.engine.connect() as plain:
+        holder = plain.execution_options(isolation_level="AUTOCOMMIT")
+        holder.execute(text("SELECT pg_advisory_lock(:turn)"), {"turn": turn_key("public")})
+        result = Purger(TABLES, lambda: conn, older_than=older_than, patience=60.0).run_once()
+    assert len(asked) > 3
+    assert (result.outcome, result.deleted) == ("done", PurgedSlice(1, 1, 0))
 
 
 class Breaking:

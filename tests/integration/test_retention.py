@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from psycopg.conninfo import make_conninfo
+from typer.testing import CliRunner
 
-from curfew_daemon import app, events
+from curfew_daemon import app, cli, events, purge_once
 from curfew_daemon.app import Daemon
 from curfew_daemon.lifecycle import Exit
 from curfew_daemon.purge_once import counted, purge_until_done
@@ -26,13 +27,6 @@ from tests.integration.test_app import Running, Switch, await_marked
 OLD = "now() - interval '2 hours'"
 ROUNDS = "curfew_purge_rounds_total"
 DELETED = "curfew_purged_rows_total"
-
-
-@pytest.fixture
-def rows(database: Database) -> Iterator[Rows]:
-    seen = Rows(database.url)
-    yield seen
-    seen.close()
 
 
 @pytest.fixture
@@ -218,3 +212,19 @@ def test_the_command_deletes_what_it_counted(rows: Rows, database: Database) -> 
     deleted = purge_until_done(settings, timedelta(hours=1)).deleted
     assert (deleted.runs, deleted.keys, deleted.orphaned_keys) == (1, 1, 0)
     assert counted(settings, timedelta(hours=1)) == (0, 0)
+
+
+def test_the_command_fails_where_it_gets_no_turn(
+    rows: Rows, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`curfewd purge` waits while another purge has the turn, and does not end as if all had been gone through."""
+    old_run(rows)
+    monkeypatch.setenv("CURFEW_DATABASE_URL", database.conninfo)
+    monkeypatch.setattr(purge_once, "TURN_WAIT", 0.1)
+    with rows.held("SELECT pg_advisory_xact_lock(:turn)", turn=turn_key("public")):
+        refused = CliRunner().invoke(cli.app, ["purge", "--older-than", "1h"])
+    assert refused.exit_code == Exit.FAILURE
+    assert "another purge of these tables kept the turn for 0.1 s" in refused.stderr
+    assert not is_empty(rows)
+    assert CliRunner().invoke(cli.app, ["purge", "--older-than", "1h"]).exit_code == Exit.OK
+    assert is_empty(rows)

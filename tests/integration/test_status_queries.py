@@ -36,19 +36,6 @@ TABLES = tables_in("public")
 BUDGET = 0.1
 
 
-@pytest.fixture
-def rows(database: Database) -> Iterator[Rows]:
-    seen = Rows(database.url)
-    yield seen
-    seen.close()
-
-
-@pytest.fixture
-def conn(database: Database) -> Iterator[Connection]:
-    with database.engine.connect() as plain:
-        yield plain.execution_options(isolation_level="AUTOCOMMIT")
-
-
 # What falls due
 
 

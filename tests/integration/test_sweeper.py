@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from curfew_daemon.results import MarkedBatch
 from curfew_daemon.scan import EXPENSIVE_PERIOD, LowWaterMark
 from curfew_daemon.sweeper import Sweeper
 from curfew_store import enforcement
+from curfew_store.hints import Hint
 from curfew_store.schema import tables_in
 from tests.conftest import Database
 from tests.integration.contract.rows import STATES, Rows
@@ -23,23 +24,6 @@ from tests.integration.sessions import eventually, together
 
 NOBODY = UUID(int=0)
 TABLES = tables_in("public")
-
-
-@pytest.fixture
-def rows(database: Database) -> Iterator[Rows]:
-    """The tables, without the store."""
-    seen = Rows(database.url)
-    yield seen
-    seen.close()
-
-
-@pytest.fixture
-def conn(database: Database) -> Iterator[Connection]:
-    """The daemon's connection: autocommit, no pool."""
-    engine = create_engine(database.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with engine.connect() as connection:
-        yield connection
-    engine.dispose()
 
 
 class Bench:
@@ -206,9 +190,10 @@ def test_a_standby_leaves_a_run_to_others_for_its_slack(rows: Rows, conn: Connec
 
 
 def test_a_sweep_that_was_beaten_says_so_and_one_whose_run_was_disarmed_does_not(rows: Rows, conn: Connection) -> None:
-    """Only a run that another daemon marked tells of another daemon."""
+    """Only a run that another daemon marked tells of another daemon; one marked before it was due does not."""
     for change, beaten in (
-        ("timed_out_at_utc = now()", True),
+        ("timed_out_at_utc = timeout_at_utc", True),
+        ("timed_out_at_utc = now()", False),
         ("completed_at_utc = now()", False),
         ("timeout_at_utc = NULL", False),
     ):
@@ -217,6 +202,24 @@ def test_a_sweep_that_was_beaten_says_so_and_one_whose_run_was_disarmed_does_not
         bench.sweeper.run_once()
         rows.sql(f"UPDATE flow_run_controls SET {change} WHERE run_id = :run", run=run)
         assert bench.sweeper.run_once("deadline").beaten is beaten
+
+
+@pytest.mark.parametrize(("marked", "beaten"), [("-1 minute", False), ("1 minute", True)])
+def test_a_hint_of_a_run_that_had_its_mark_is_no_race_lost(
+    rows: Rows, conn: Connection, *, marked: str, beaten: bool
+) -> None:
+    """A producer may set a deadline on a run that has timed out, and anybody may notify: only a later mark counts."""
+    run = rows.insert("timed_out")
+    deadline: datetime = rows.sql("SELECT now() + interval '1 second'")[0][0]
+    rows.sql(
+        "UPDATE flow_run_controls SET timed_out_at_utc = now() + CAST(:marked AS interval) WHERE run_id = :run",
+        run=run,
+        marked=marked,
+    )
+    bench = Bench(conn)
+    bench.sweeper.run_once()
+    bench.sweeper.expect(Hint(deadline, run), time.monotonic())
+    assert bench.sweeper.run_once("hint").beaten is beaten
 
 
 def test_a_pass_continues_behind_its_cursor(rows: Rows, conn: Connection) -> None:

@@ -2,8 +2,8 @@
 
 `Pace` says when to sweep next and with how much slack, `Rivals` what the sweep tells of other daemons, `LowWaterMark`
 where each search begins. Only what carries a request to the database and back is modelled. Left out are hints and
-the further connections with which a daemon marks a deep backlog. `tests/unit/test_simulation.py` holds the order of
-the statements against the real `Sweeper`.
+the further connections with which a daemon marks a deep backlog. `tests/unit/test_simulation_fidelity.py` holds
+the order of the statements against the real `Sweeper`.
 """
 
 from __future__ import annotations
@@ -121,7 +121,11 @@ class Daemon:
 
     def _look(self) -> Steps:
         since, self._asked = self._mark.look_from(), self.clockwork.now
-        look: Looked = yield Look(None if since is None else seconds_of(since), self._rivals.expected)
+        expected = self._rivals.expected
+        look: Looked = yield Look(
+            None if since is None else seconds_of(since),
+            None if expected is None else (expected[0], seconds_of(expected[1])),
+        )
         now, overdue = moment_of(look.now), None if look.overdue is None else moment_of(look.overdue[0])
         duration = self.clockwork.now - self._asked
         self._mark.learned(now=now, earliest_overdue=overdue, full=since is None, duration=duration)

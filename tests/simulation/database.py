@@ -32,10 +32,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The look ahead: the edges of the index, and whether the *expected* run has been marked."""
+    """The look ahead: the edges of the index, and whether the *expected* run has been marked since a moment."""
 
     since: float | None
-    expected: int | None
+    expected: tuple[int, float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,8 @@ class Database:
         now = self._clock.at(self._clockwork.now)
         overdue, following = self.runs.edges(now, request.since)
         self.tally.looks += 1
-        marked = None if request.expected is None else self.runs.state[request.expected] == 2
+        # Here nobody marks a run before its deadline, so since when is no question.
+        marked = None if request.expected is None else self.runs.state[request.expected[0]] == 2
         looked = Looked(now, overdue, following, marked)
         cost = self._varied(self._costs.look) * self._spell(self._clockwork.now).factor
         self._busy(cost, lambda: self._later(self._half_way(), lambda: answer(looked)))

@@ -21,6 +21,7 @@ from curfew_daemon.results import DatabaseState, SweepResult
 from curfew_daemon.sweeper import Sweeper
 from curfew_daemon.wake import BLOCKED_FIRST, Wake
 from curfew_store.hints import Hint
+from tests.integration.sessions import eventually
 
 Step = SweepResult | Exception | Callable[[], SweepResult]
 
@@ -85,6 +86,9 @@ class Bench:
 
     def cancel(self) -> None:
         self.cancelled = True
+
+    def crew_ends_within(self, seconds: float) -> bool:
+        return seconds > 1
 
     # As the listener.
     def woke(self, reason: str) -> None:
@@ -180,8 +184,7 @@ def test_a_nudge_ends_the_wait() -> None:
     """A hint that something is due is followed at once and called a hint."""
     bench = Bench(swept(next_due_in=50.0), swept())
     thread = in_thread(bench.enforcer.serve)
-    while not bench.results:
-        time.sleep(0.001)
+    eventually(lambda: bench.results, "it has swept")
     bench.enforcer.nudge()
     assert ended(thread)
     assert bench.woken == ["start", "hint"]
@@ -204,11 +207,9 @@ def test_a_hint_ends_the_wait_at_its_deadline() -> None:
     bench = Bench(looked, looked)
     bench.script[0] = lambda: looked(next_due_in=50.0)
     thread = in_thread(bench.enforcer.serve)
-    while not bench.results:
-        time.sleep(0.001)
+    eventually(lambda: bench.results, "it has swept")
     began, hint = time.monotonic(), hint_in(0.1)
-    while not bench.enforcer.hinted(hint):  # its sweep has ended, and now it waits
-        time.sleep(0.001)
+    eventually(lambda: bench.enforcer.hinted(hint), "its sweep has ended, and now it waits")
     assert not bench.enforcer.hinted(hint_in(20.0))
     assert ended(thread)
     assert time.monotonic() - began >= 0.05
@@ -290,8 +291,7 @@ def test_a_stop_ends_the_wait_without_a_further_sweep() -> None:
     """From a stop on no sweep begins, even with a deadline ahead."""
     bench = Bench(swept(next_due_in=50.0), swept())
     thread = in_thread(bench.enforcer.serve)
-    while not bench.results:
-        time.sleep(0.001)
+    eventually(lambda: bench.results, "it has swept")
     bench.enforcer.stop()
     assert ended(thread)
     assert bench.enforcer.stopping
@@ -417,3 +417,4 @@ def test_the_connection_is_its_to_cancel_and_to_close() -> None:
     bench.enforcer.close()
     assert bench.cancelled
     assert bench.closed
+    assert [bench.enforcer.crew_ends_within(seconds) for seconds in (0.5, 1.5)] == [False, True]

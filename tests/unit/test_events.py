@@ -92,8 +92,11 @@ def every_method(events: Events) -> list[Callable[[], None]]:
         lambda: events.sweep_failed(error),
         lambda: events.run_refused(RUN.run_id, 1.0, error),
         lambda: events.drain_connection_failed(error),
+        events.drain_connections_recovered,
         lambda: events.observation_failed(error),
         lambda: events.observed(Observation(0, False, None, 0, False, None, 0.1)),
+        lambda: events.status_page_incomplete(error),
+        events.status_page_complete,
         lambda: events.purge_failed(DatabaseState.DENIED, error, "grant it"),
         lambda: events.purged(PurgeResult("done", PurgedSlice(1, 1, 0), 2, 0.1, 0.4)),
         lambda: events.http_died(error),
@@ -279,6 +282,17 @@ def test_a_repeated_failure_is_said_once() -> None:
     events.observed(observation)
     events.observation_failed(RuntimeError("slow"))
 
+    for _ in range(2):
+        events.drain_connections_recovered()
+        events.status_page_complete()
+    for _ in range(2):
+        events.status_page_incomplete("slow")
+        events.drain_connection_failed("full")
+    for _ in range(2):
+        events.status_page_complete()
+        events.drain_connections_recovered()
+    events.drain_connection_failed("full")
+
     assert [(line["event"], line.get("error")) for line in json_lines(stream)] == [
         ("sweep_failed", "RuntimeError: one"),
         ("observation_failed", "RuntimeError: slow"),
@@ -286,6 +300,11 @@ def test_a_repeated_failure_is_said_once() -> None:
         ("sweep_failed", "RuntimeError: two"),
         ("observation_recovered", None),
         ("observation_failed", "RuntimeError: slow"),
+        ("status_page_incomplete", "slow"),
+        ("drain_connection_failed", "full"),
+        ("status_page_complete", None),
+        ("drain_connections_recovered", None),
+        ("drain_connection_failed", "full"),
     ]
 
 

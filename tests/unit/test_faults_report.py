@@ -14,6 +14,7 @@ import pytest
 
 from tests.faults import report, results
 from tests.faults.campaign import Campaign, Outcome
+from tests.faults.checker import TITLES as PROMISES
 from tests.faults.kinds import KINDS, TITLES, chosen
 from tests.faults.lab import Kind, Lab
 from tests.faults.nemesis import Nemesis, Struck, digest_of, schedule
@@ -35,6 +36,7 @@ def recorded(seed: int = 7) -> dict[str, Any]:
 
 def test_the_page_says_what_the_recorded_runs_say() -> None:
     """tests/README.md holds what `make faults-report` makes of tests/faults/results."""
+    assert report.loaded(), "run: make faults, then make faults-report"
     page = report.PAGE.read_text(encoding="utf-8")
     assert report.with_section(page, report.section(report.loaded())) == page, "run: make faults-report"
 
@@ -96,6 +98,14 @@ def test_the_report_sums_up_runs(tmp_path: Path) -> None:
     assert "| F1 | a daemon killed | 4 | 0.30 s | 0.40 s | 0 |" in said
     assert "| F2 | SIGTERM in the middle of a statement | 0: not chosen" in said
     assert "| I14 | every daemon lives, works again in time, and ends as documented | 2 |" in said
+
+
+def test_faults_and_invariants_are_named_whether_there_are_runs_or_not() -> None:
+    """The page is where the codes of both are explained, so it always lists all of them."""
+    for runs in ([], [recorded()]):
+        said = report.section(runs)
+        for code, title in {**TITLES, **PROMISES}.items():
+            assert f"| {code} | {title} |" in said
 
 
 def test_a_page_without_markers_is_refused() -> None:

@@ -13,8 +13,9 @@ import uvicorn
 from starlette.applications import Starlette
 
 from curfew_daemon import http as module
-from curfew_daemon.http import BindFailed, HttpServer, PortTaken, Snapshot, bind, create_app, url_of, wants_openmetrics
+from curfew_daemon.http import BindFailed, HttpServer, PortTaken, bind, create_app, url_of, wants_openmetrics
 from curfew_daemon.metrics import Metrics
+from curfew_daemon.snapshot import Snapshot
 from tests.faults.hostile_http import NONSENSE, answer, slow_clients, speak
 
 PROMETHEUS_ACCEPT = (

@@ -1,5 +1,6 @@
 """A password is never shown: not by the settings, not by an error, not in a text that went through `redact`."""
 
+import io
 import json
 import pickle
 import re
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
+from curfew_daemon import events
+from curfew_daemon.app import Daemon
 from curfew_daemon.config import Settings, SettingsError
 from curfew_daemon.conninfo import describe, read_database_url, redact, to_conninfo
 
@@ -138,3 +141,14 @@ def test_without_a_password_nothing_is_redacted() -> None:
     """A conninfo without secrets leaves every text alone."""
     assert redact("host=db *** user", "host=db user=ann") == "host=db *** user"
     assert redact("any text", "") == "any text"
+
+
+def test_what_a_further_connection_met_is_told_without_the_password() -> None:
+    """The driver quotes what it cannot read of a URL, and each connection reads it anew."""
+    stream = io.StringIO()
+    events.configure("json", "info", stream)
+    daemon = Daemon(Settings.load({"CURFEW_DATABASE_URL": f"postgresql://ann:{CANARY}@db/runs"}))
+    daemon.crew_failed(OSError(f"cannot use {CANARY}"))
+    (line,) = stream.getvalue().splitlines()
+    assert json.loads(line)["event"] == "drain_connection_failed"
+    assert CANARY not in line

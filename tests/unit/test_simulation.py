@@ -1,4 +1,4 @@
-"""What holds of a fleet in virtual time, and that the modelled daemon sends what the real one sends."""
+"""What holds of a fleet in virtual time."""
 
 from __future__ import annotations
 

@@ -45,6 +45,8 @@ class Script:
             yield max(0.0, deadline - chance.uniform(-2, 4)), 0, "armed", (deadline, number)
             if chance.random() < 0.6:
                 yield deadline + chance.uniform(0, 0.002), 1, "marked by another", (deadline, number)
+        for number in range(250, 280):  # committed late and together: more than one batch
+            yield 20.0, 0, "armed", (round(chance.uniform(18, 20), 6), number)
 
     def ask(self, *question: object) -> None:
         """A question of the daemon takes a round trip, in which others go on."""
@@ -58,10 +60,11 @@ class Script:
                 self.runs.state[place[1]] = 1
                 self.runs.release([place], marked=True)
 
-    def look(self, since: float | None, expected: int | None) -> Looked:
-        self.ask("look", None if since is None else round(since, 5), expected)
+    def look(self, since: float | None, expected: tuple[int, float] | None) -> Looked:
+        told = None if expected is None else (expected[0], round(expected[1], 5))
+        self.ask("look", None if since is None else round(since, 5), told)
         overdue, following = self.runs.edges(self.now, since)
-        return Looked(self.now, overdue, following, None if expected is None else self.runs.state[expected] == 2)
+        return Looked(self.now, overdue, following, None if expected is None else self.runs.state[expected[0]] == 2)
 
     def claim(self, limit: int, after: Place | None) -> Claimed:
         self.ask("claim", limit, None if after is None else (round(after[0], 5), after[1]))
@@ -82,9 +85,12 @@ class AsEnforcement:
     def compile_statements(self, _tables: object) -> None:
         """A script has no statements."""
 
-    def look_ahead(self, _conn: object, _tables: object, *, since: datetime | None, expected: UUID | None) -> LookAhead:
+    def look_ahead(
+        self, _conn: object, _tables: object, *, since: datetime | None, expected: tuple[UUID, datetime] | None
+    ) -> LookAhead:
         looked = self.script.look(
-            None if since is None else seconds_of(since), None if expected is None else expected.int - 1
+            None if since is None else seconds_of(since),
+            None if expected is None else (expected[0].int - 1, seconds_of(expected[1])),
         )
         following = looked.following
         return LookAhead(
@@ -156,10 +162,13 @@ def of_the_model(seed: int) -> Script:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_model_and_the_sweeper_ask_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """300 sweeps beside a rival and late commits: each statement, its moment, its place and its limit."""
+    monkeypatch.setattr(passes, "FIRST_BATCH", 2)
+    monkeypatch.setattr("tests.simulation.daemon.FIRST_BATCH", 2)
     model, real = of_the_model(seed), of_the_real_one(seed, monkeypatch)
     kinds = [question[1] for question in real.log]
     assert kinds.count("claim") > 50
     assert kinds.count("look") >= SWEEPS
+    assert {2, 4, BATCH} <= {question[2] for question in real.log if question[1] == "claim"}, "batches grow"
     for number, (ours, theirs) in enumerate(zip(model.log, real.log, strict=False)):
         assert ours == theirs, f"statement {number}"
     assert len(model.log) == len(real.log)

@@ -105,6 +105,10 @@ def test_stuck_is_what_a_whole_sweep_has_passed_over(scene: Scene) -> None:
     again = replace(extended, deadline=extended.deadline + timedelta(seconds=30))
     scene.observe(overdue, (held, again))
     assert stuck() == [True, False]
+    scene.board.observed(overdue, None)
+    assert stuck() == []
+    scene.observe(overdue, (held,))
+    assert stuck() == [True]  # a reading without the list forgets nothing
     scene.observe(QUIET)
     scene.observe(overdue, (held,))
     assert stuck() == [False]

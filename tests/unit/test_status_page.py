@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,20 @@ def test_every_state_of_the_database_has_a_page(state: DatabaseState) -> None:
     scene.board.database(state)
     assert ("enforces no deadline" in words(scene)) is (state is not DatabaseState.UP)
     assert document(scene)["database"]["state"] == state
+
+
+def test_a_reading_without_the_pages_own_queries_has_the_gauges() -> None:
+    """The counts are there; what the queries would have told is said to be missing, and null for scripts."""
+    scene = Scene()
+    scene.board.database(DatabaseState.UP)
+    scene.board.observed(replace(QUIET, overdue=3, oldest_overdue_age=61.0), None)
+    said = words(scene)
+    assert said.count("The database did not answer in time.") == 2
+    assert "Not read yet." not in said
+    assert "3 overdue. The oldest for" in said
+    table = document(scene)["table"]
+    assert (table["overdue"]["count"], table["overdue"]["longest"], table["daemons"]) == (3, None, None)
+    assert table["falls_due"] == {"per_minute": None, "capped": None}
 
 
 # What it must not say

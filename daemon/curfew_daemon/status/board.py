@@ -34,7 +34,7 @@ class _Reading:
     at: datetime
     moment: float
     gauges: Observation
-    table: TableFacts
+    table: TableFacts | None
     overdue: tuple[ListedOverdue, ...]
 
 
@@ -99,19 +99,22 @@ class Board:
         with self._lock:
             self._state, self._state_since = state, self._clock()
 
-    def observed(self, gauges: Observation, table: TableFacts) -> None:
-        """The table was read."""
+    def observed(self, gauges: Observation, table: TableFacts | None) -> None:
+        """The table was read; *table* is ``None`` where the page's own queries did not succeed."""
         with self._lock:
-            # The first sweep to end after a reading may have begun before it; the second has seen it all.
-            first_seen = {
-                (run.run_id, run.deadline): self._waiting.get((run.run_id, run.deadline), self._sweeps)
-                for run in table.overdue
-            }
-            self._waiting = first_seen
-            listed = tuple(
-                ListedOverdue(run, self._sweeps - first_seen[run.run_id, run.deadline] >= 2) for run in table.overdue
-            )
+            listed = () if table is None else self._listed(table)
             self._reading = _Reading(self._wall_clock(), self._clock(), gauges, table, listed)
+
+    def _listed(self, table: TableFacts) -> tuple[ListedOverdue, ...]:
+        # The first sweep to end after a reading may have begun before it; the second has seen it all.
+        first_seen = {
+            (run.run_id, run.deadline): self._waiting.get((run.run_id, run.deadline), self._sweeps)
+            for run in table.overdue
+        }
+        self._waiting = first_seen
+        return tuple(
+            ListedOverdue(run, self._sweeps - first_seen[run.run_id, run.deadline] >= 2) for run in table.overdue
+        )
 
     def facts(self) -> Facts:
         """Everything at this moment."""

@@ -76,7 +76,8 @@ class Seen:
     age: float
     stale: bool
     gauges: Observation
-    table: TableFacts
+    table: TableFacts | None
+    """``None`` where the page's own queries did not succeed."""
     overdue: tuple[ListedOverdue, ...]
 
 
@@ -142,15 +143,15 @@ def _seen(seen: Seen, *, runs_shown: bool) -> dict[str, Any]:
             "count": gauges.overdue,
             "capped": gauges.overdue_capped,
             "oldest_age_s": _rounded(gauges.oldest_overdue_age),
-            "longest": [_overdue(each) for each in seen.overdue] if runs_shown else None,
+            "longest": [_overdue(each) for each in seen.overdue] if runs_shown and table is not None else None,
         },
         "armed": {"count": gauges.armed, "capped": gauges.armed_capped, "next_due_in_s": _rounded(gauges.next_due_in)},
         "falls_due": {
-            "per_minute": [minute.count for minute in table.falls_due],
-            "capped": [minute.capped for minute in table.falls_due],
+            "per_minute": None if table is None else [minute.count for minute in table.falls_due],
+            "capped": None if table is None else [minute.capped for minute in table.falls_due],
         },
         "daemons": None
-        if table.daemons is None
+        if table is None or table.daemons is None
         else [
             {
                 "instance": each.instance,

@@ -73,6 +73,7 @@ class StatusPage:
         if as_document:
             return json.dumps(as_json(facts), allow_nan=False, indent=1).encode() + b"\n"
         late_after = self._late_after()
+        table = None if facts.seen is None else facts.seen.table
         return self._template.render(
             facts=facts,
             identity=facts.identity,
@@ -81,7 +82,7 @@ class StatusPage:
             late_after=late_after,
             lag_chart=charts.lags(facts.minutes, late_after, facts.up_for),
             timed_out_chart=charts.timed_out(facts.minutes, facts.up_for),
-            falls_due_chart=None if facts.seen is None else charts.falls_due(facts.seen.table.falls_due),
+            falls_due_chart=None if table is None else charts.falls_due(table.falls_due),
             style=Markup(self._style),  # noqa: S704  our own file
             script=Markup(self._script),  # noqa: S704  our own file
             build=_hash(self._style + self._script),

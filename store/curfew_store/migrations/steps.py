@@ -1,7 +1,8 @@
 """What revisions are made of: steps that may be repeated from any point, online and as a script.
 
 Every step looks before it acts, so that a finished one takes no lock at all, and waits for locks only as
-long as the session's ``lock_timeout``; a step that lost that wait is tried again.
+long as the session's ``lock_timeout``; a step that lost that wait is tried again. Longer than other modules, so that
+all steps and the look that each takes first stand in one place.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 
 from curfew_store import FlowRunControlStore, RunConfiguration, RunTimedOut
 from tests.integration.contract.facade import Facade, OpenFacade
@@ -82,6 +84,23 @@ def test_a_role_with_another_default_pays_for_it(open_facade: OpenFacade, rows: 
     assert round_trips(facade, wire, CALLS["configure_run"], run_id) == 3
     sent = [said for direction, said in wire.messages(lambda: facade.store.heartbeat(run_id, timeout=HOUR))]
     assert any("BEGIN ISOLATION LEVEL READ COMMITTED" in said for said in sent)
+    facade.close()
+
+
+@pytest.mark.contract("X-3", "X-8")
+def test_what_a_listener_sets_for_the_transaction_is_in_force(open_facade: OpenFacade, rows: Rows) -> None:
+    """`SET LOCAL` by a listener for `begin` governs the write, which costs BEGIN, COMMIT and what is set."""
+    facade, wire = wired(open_facade)
+    local = ["SET LOCAL lock_timeout = '5s'"]
+    event.listen(facade.engine, "begin", lambda conn: conn.exec_driver_sql(local[0]))
+    run_id = rows.insert("active")
+    for call in (CALLS["heartbeat"], CALLS["configure_run"], CALLS["start_run"], CALLS["ensure_may_run"]):
+        assert round_trips(facade, wire, call, run_id) == 4
+    before = rows.row(run_id)
+    local[0] = "SET LOCAL transaction_read_only = on"
+    with pytest.raises(DBAPIError, match="read-only transaction"):
+        facade.store.heartbeat(run_id, timeout=2 * HOUR)
+    assert rows.changed(before, run_id) == set()
     facade.close()
 
 
