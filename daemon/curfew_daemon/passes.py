@@ -70,21 +70,29 @@ class Tally:
 class _Pace:
     """The largest batch that the server manages within its ``statement_timeout``, found by trying.
 
-    A batch that took too long was taken back as a whole, so the next ones are a quarter of it, and grow again by an
-    eighth with each that was in time. Shared by all connections of a daemon.
+    A batch that took too long was taken back as a whole, so the next is a quarter of it. With each that was in time
+    they double again, up to half of the first that failed, and then grow by an eighth: a server that stood still for a
+    while, whatever the size of the batches, is soon sent whole ones. Shared by all connections of a daemon.
     """
 
     def __init__(self) -> None:
         self.most = LARGEST_BATCH
+        self._doubles_to = LARGEST_BATCH
+        self._failing = False
 
     def too_slow(self, limit: int) -> None:
         """A batch of at most *limit* runs was cancelled."""
+        if not self._failing:
+            self._failing = True
+            self._doubles_to = limit // 2
         self.most = max(1, limit // 4)
 
     def in_time(self, limit: int) -> None:
         """A full batch of *limit* runs was marked."""
+        self._failing = False
         if limit >= self.most:
-            self.most = min(LARGEST_BATCH, self.most + max(1, self.most // 8))
+            grown = self.most + max(1, self.most // 8)
+            self.most = min(LARGEST_BATCH, max(grown, min(2 * self.most, self._doubles_to)))
 
 
 class Claims:

@@ -29,7 +29,7 @@ def test_without_a_thread_left_the_sweep_goes_on_alone(monkeypatch: pytest.Monke
 
 
 def test_a_batch_that_took_too_long_is_quartered_and_grows_again() -> None:
-    """By an eighth with each full batch at the bound; smaller ones prove nothing."""
+    """Doubled up to half of what failed, then by an eighth with each full batch; smaller ones prove nothing."""
     pace = _Pace()
     pace.in_time(500)
     assert pace.most == LARGEST_BATCH
@@ -37,13 +37,22 @@ def test_a_batch_that_took_too_long_is_quartered_and_grows_again() -> None:
     assert pace.most == 500
     pace.in_time(100)
     assert pace.most == 500
-    grown: list[Any] = []
-    for _ in range(3):
-        pace.in_time(pace.most)
-        grown.append(pace.most)
-    assert grown == [562, 632, 711]
+    assert grown(pace, 3) == [1000, 1125, 1265]
+
+
+def test_a_server_that_stood_still_is_soon_sent_whole_batches_again() -> None:
+    """However many batches in a row it did not answer, a few that it does bring back half of the first."""
+    pace = _Pace()
     for _ in range(10):
-        pace.too_slow(pace.most)
+        pace.too_slow(min(500, pace.most))
     assert pace.most == 1
-    pace.in_time(1)
-    assert pace.most == 2
+    assert grown(pace, 9) == [2, 4, 8, 16, 32, 64, 128, 250, 281]
+
+
+def grown(pace: _Pace, batches: int) -> list[int]:
+    """The bound after each of so many full batches."""
+    bounds = []
+    for _ in range(batches):
+        pace.in_time(pace.most)
+        bounds.append(pace.most)
+    return bounds

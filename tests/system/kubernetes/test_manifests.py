@@ -91,7 +91,7 @@ def test_example_is_whole(builder: Builder) -> None:
     (container,) = only(built, "Deployment")["spec"]["template"]["spec"]["containers"]
     assert container["image"].startswith("registry.example.com/curfewd:")
     variables = {each["name"] for each in container["env"]}
-    assert {"CURFEW_DATABASE_URL_FILE", "CURFEW_HTTP_HOST", "CURFEW_INSTANCE", "CURFEW_BATCH_SIZE"} <= variables
+    assert {"CURFEW_DATABASE_URL_FILE", "CURFEW_HTTP_HOST", "CURFEW_INSTANCE", "CURFEW_STATUS_RUNS"} <= variables
     assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"  # the patch replaced nothing else
     egress = only(built, "NetworkPolicy")["spec"]["egress"]
     assert [each["to"] for each in egress if {"protocol": "TCP", "port": 5432} in each["ports"]] == [
