@@ -35,7 +35,7 @@ def recorded(seed: int = 7) -> dict[str, Any]:
 
 
 def test_the_page_says_what_the_recorded_runs_say() -> None:
-    """tests/README.md holds what `make faults-report` makes of tests/faults/results: the lists, where there are none."""
+    """tests/README.md holds what `make faults-report` makes of the results: the lists alone, where there are none."""
     page = report.PAGE.read_text(encoding="utf-8")
     assert report.with_section(page, report.section(report.loaded())) == page, "run: make faults-report"
 
