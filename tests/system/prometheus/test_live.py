@@ -67,7 +67,7 @@ def monitored(curfew_database: DatabaseTemplate, tmp_path_factory: pytest.TempPa
     name = curfew_database.create()
     url, conninfo = curfew_database.server.sqlalchemy_url(name), curfew_database.server.url(name)
     try:
-        with DaemonProcess(url) as daemon:
+        with DaemonProcess(url, CURFEW_RETENTION="1d") as daemon:  # the panels of the purge have something to show
             daemon.wait_up()
             target = daemon.url.removeprefix("http://")
             with Prometheus(tmp_path_factory.mktemp("prometheus"), target) as prometheus:
