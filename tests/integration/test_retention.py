@@ -75,7 +75,10 @@ def weak_role(rows: Rows, database: Database) -> Iterator[str]:
 
 
 def old_run(rows: Rows) -> None:
-    rows.insert_key(rows.insert("completed", completed_at_utc=OLD), "key", created=OLD)
+    run = rows.insert()
+    rows.insert_key(run, "key", created=OLD)
+    # Only now may a round that is under way take it, and its key with it.
+    rows.sql(f"UPDATE flow_run_controls SET completed_at_utc = {OLD} WHERE run_id = :run", run=run)
 
 
 def is_empty(rows: Rows) -> bool:
