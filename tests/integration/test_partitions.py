@@ -103,17 +103,19 @@ def test_a_migration_killed_between_two_partitions_goes_on_where_it_stopped(empt
     partition_and_migrate(empty)
     with empty.connect() as conn:
         conn.exec_driver_sql("UPDATE curfew_schema_version SET version_num = '0000'")
-        name = conn.exec_driver_sql(
-            f"SELECT pg_get_indexdef(inhrelid) FROM pg_inherits WHERE inhparent = '{ARMED_INDEX}'::regclass LIMIT 1"
-        ).scalar_one()
+        name, attached = conn.exec_driver_sql(
+            f"SELECT pg_get_indexdef(inhrelid) FROM pg_inherits WHERE inhparent = '{ARMED_INDEX}'::regclass LIMIT 2"
+        ).scalars()
         done = name.split()[2]
         conn.exec_driver_sql(f"DROP INDEX {ARMED_INDEX}")
         where = name.split(" USING btree ")[1]
         conn.exec_driver_sql(f"CREATE INDEX {ARMED_INDEX} ON ONLY flow_run_controls {where}")
         conn.exec_driver_sql(f"CREATE INDEX {done} ON {name.split()[4]} {where}")
         conn.exec_driver_sql(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{done}'::regclass")
+        conn.exec_driver_sql(attached)
+        conn.exec_driver_sql(f"ALTER INDEX {ARMED_INDEX} ATTACH PARTITION {attached.split()[2]}")
         conn.exec_driver_sql("DELETE FROM curfew_schema_version")
-    assert indexes(empty) == [COMPLETE[0], (ARMED_INDEX, False, 0)]
+    assert indexes(empty) == [COMPLETE[0], (ARMED_INDEX, False, 1)]
     upgrade(empty)
     assert indexes(empty) == COMPLETE
 
