@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,31 @@ def test_everything_that_the_project_asks_for_is_pinned_within_its_bounds() -> N
     for each in map(Requirement, asked + PROJECT["build-system"]["requires"]):
         if each.name != PROJECT["project"]["name"]:
             assert each.specifier.contains(pins[canonicalize_name(each.name)]), each
+
+
+def asked_with_extras(asked: list[str]) -> list[str]:
+    """The requirements that name an extra and hold for an installation without extras."""
+    requirements = map(Requirement, asked)
+    return [str(each) for each in requirements if each.extras and (not each.marker or each.marker.evaluate())]
+
+
+def test_no_pinned_distribution_asks_for_another_with_an_extra() -> None:
+    """pip before 23.3 looks past the pin for ``name[extra]``: a newer release then ends the installation."""
+    asked: dict[str, list[str]] = {}
+    for path in FILES:
+        for name in pinned(path.read_text(encoding="utf-8")):
+            try:
+                asked[name] = asked_with_extras(requires(name) or [])
+            except PackageNotFoundError:  # for another platform, or of an environment that a command makes
+                continue
+    assert len(asked) > 50
+    assert {name: found for name, found in asked.items() if found} == {}
+
+
+def test_an_extra_is_found() -> None:
+    """With a marker that holds and without one, but not where the marker is for an extra of the distribution itself."""
+    asked = ["coverage[toml]>=7", "a[b]; python_version > '3'", "c[d]; extra == 'e'", "plain>=1"]
+    assert asked_with_extras(asked) == ["coverage[toml]>=7", 'a[b]; python_version > "3"']
 
 
 def test_make_installs_nothing_without_a_hash() -> None:
