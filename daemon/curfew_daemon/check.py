@@ -230,7 +230,7 @@ def _claim(conn: Connection, tables: Tables) -> Finding:
         indexed, plan = claim_uses_index(transaction, tables)
     if indexed:
         return Finding(Level.OK, "claim", "the claim runs on the index of armed deadlines")
-    remedy = "restore the index with the SQL of `curfewd migrate --sql`, then ANALYZE the table; the plan was:\n" + plan
+    remedy = "run `curfewd migrate`, which builds the index where it is missing, and ANALYZE; the plan was:\n" + plan
     return Finding(Level.ERROR, "claim", "the claim does not run on the index of armed deadlines", remedy)
 
 

@@ -129,7 +129,8 @@ def migrate(
 ) -> None:
     """Create the tables, or adopt and update the ones that are there.
 
-    Safe beside running producers and daemons, safe to repeat, safe to run twice at once. Uses
+    Safe beside running producers and daemons, safe to repeat, safe to run twice at once. Waits for transactions that
+    are older than a build of an index, and makes anew what a partial restore left out. Uses
     CURFEW_MIGRATION_DATABASE_URL where it is set: past a pooler, and as the owner of the tables.
     """
     from curfew_daemon.conninfo import read_migration_database_url  # noqa: PLC0415
@@ -153,6 +154,7 @@ def migrate(
                 engine,
                 schema=settings.schema_name,
                 on_wait=lambda: typer.echo("waiting for another migration of this schema", err=True),
+                tell=lambda line: typer.echo(line, err=True),
             )
         except MigrationError as error:
             _fail(Exit.FAILURE, str(error))

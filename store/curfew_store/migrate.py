@@ -45,17 +45,20 @@ def upgrade(
     schema: str = "public",
     wait: float = 600.0,
     on_wait: Callable[[], None] = lambda: None,
+    tell: Callable[[str], None] = lambda _line: None,
 ) -> tuple[str | None, str]:
     """Bring *schema* up to date and return the versions before and after.
 
-    Waits up to *wait* seconds for another migration of the same schema; *on_wait* is called once if it has to.
-    Raises `MigrationError`, with the remedy, and database errors as SQLAlchemy's.
+    What is missing is made even where the version says that it is there, as after a restore of a part. Waits up to
+    *wait* seconds for another migration of the same schema; *on_wait* is called once if it has to. *tell* is given a
+    line before each build of an index, which waits for older transactions without a bound, and one about what was
+    missing. Raises `MigrationError`, with the remedy, and database errors as SQLAlchemy's.
     """
     tables = tables_in(schema)
     with _session(engine) as conn, _only_one(conn, schema, wait, on_wait), _explained(schema):
         before = found_version(conn, tables)
-        if before is None or before[0] < LATEST:
-            _run_revisions(conn, schema)
+        if before is None or before[0] <= LATEST:
+            _run_revisions(conn, schema, before[0] if before else "", tell)
         # A newer schema is left as it is, and is good enough unless it says otherwise.
         return (before[0] if before else None), verify(conn, tables)
 
@@ -99,7 +102,7 @@ def _revisions(config: Config) -> list[Script]:
     return list(ScriptDirectory.from_config(config).walk_revisions())[::-1]
 
 
-def _run_revisions(conn: Connection, schema: str) -> None:
+def _run_revisions(conn: Connection, schema: str, version: str, tell: Callable[[str], None]) -> None:
     from alembic import command  # noqa: PLC0415
     from alembic.operations import Operations  # noqa: PLC0415
     from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
@@ -107,18 +110,26 @@ def _run_revisions(conn: Connection, schema: str) -> None:
     from curfew_store.migrations import steps  # noqa: PLC0415
 
     config = _config(schema)
-    config.attributes["connection"] = conn
+    config.attributes.update(connection=conn, tell=tell)
+    revisions = [revision.module for revision in _revisions(config)]
+    context = MigrationContext.configure(conn, opts={"curfew_schema": schema, "curfew_tell": tell})
     with _ALEMBIC:
-        with Operations.context(MigrationContext.configure(conn)):
-            for revision in _revisions(config):
-                revision.module.refuse(schema)
+        with Operations.context(context):
+            for revision in revisions:
+                revision.refuse(schema)
             steps.create_foundation(schema)
-        command.upgrade(config, "head")
+        if version < LATEST:
+            command.upgrade(config, "head")
+        with Operations.context(context):
+            if missing := [name for revision in revisions for name in revision.missing(schema)]:
+                tell(f"version {LATEST} is recorded, yet missing or invalid: {', '.join(missing)}")
+                for revision in revisions:
+                    revision.upgrade()
 
 
 @contextmanager
 def _session(engine: Engine) -> Iterator[Connection]:
-    """A connection in autocommit that gives up on locks soon and on long builds never."""
+    """A connection in autocommit that gives up soon on locks behind which others would queue, and never on builds."""
     with engine.connect() as plain:
         conn = plain.execution_options(isolation_level="AUTOCOMMIT")
         conn.execute(text(f"SET lock_timeout = '{DDL_LOCK_TIMEOUT}'"))

@@ -74,6 +74,7 @@ def test_partitions_get_the_parameters(before: Engine) -> None:
     """A partitioned table cannot have them; each of its partitions does, but for one that has its own."""
     with before.begin() as conn:
         conn.exec_driver_sql("ALTER TABLE flow_run_controls RENAME TO plain")
+        conn.exec_driver_sql("DROP INDEX ix_flow_run_controls_armed")
         conn.exec_driver_sql(
             "CREATE TABLE flow_run_controls (LIKE plain INCLUDING DEFAULTS) PARTITION BY HASH (run_id)"
         )

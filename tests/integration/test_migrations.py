@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event, text
 
 from curfew_store import FlowRunControlStore, MigrationError, SchemaMismatch, StartedRun
 from curfew_store import migrate as migrate_module
@@ -98,6 +98,38 @@ def test_a_repeated_migration_changes_nothing(database: Database) -> None:
     before = catalogue_of(database.engine)
     assert upgrade(database.engine) == (LATEST, LATEST)
     assert catalogue_of(database.engine) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "missing"),
+    [
+        ("DROP INDEX ix_flow_run_controls_armed", "ix_flow_run_controls_armed"),
+        ("DROP INDEX ix_flow_idempotency_keys_run_id", "ix_flow_idempotency_keys_run_id"),
+        (
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_flow_run_controls_armed'\\:\\:regclass",
+            "ix_flow_run_controls_armed",
+        ),
+        (
+            "ALTER TABLE flow_run_controls DROP COLUMN completed_at_utc",
+            "flow_run_controls.completed_at_utc, ix_flow_run_controls_armed",
+        ),
+        ("DROP TABLE flow_idempotency_keys", "flow_idempotency_keys"),
+        ("DROP TABLE flow_run_controls", "flow_run_controls"),
+    ],
+)
+@pytest.mark.parametrize("version", [LATEST, "0001"])
+def test_what_a_partial_restore_left_out_is_made(database: Database, damage: str, missing: str, version: str) -> None:
+    """Though the version says that it is there: it is named, made, and nothing else is touched."""
+    with database.engine.begin() as conn:
+        conn.execute(text(damage))
+        conn.exec_driver_sql("UPDATE curfew_schema_version SET version_num = %s", (version,))
+    told: list[str] = []
+    assert upgrade(database.engine, tell=told.append) == (version, LATEST)
+    assert told[0] == f"version {LATEST} is recorded, yet missing or invalid: {missing}"
+    assert shape_of(database.engine) == MIGRATED
+    told.clear()
+    assert upgrade(database.engine, tell=told.append) == (LATEST, LATEST)
+    assert told == []
 
 
 @pytest.mark.usefixtures("impatient")

@@ -14,7 +14,6 @@ import sqlalchemy.exc
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.pool import NullPool
 
-from curfew_store import MigrationError
 from curfew_store import migrate as migrate_module
 from curfew_store.migrate import upgrade
 from curfew_store.migrations import steps
@@ -105,16 +104,54 @@ def test_an_invalid_index_left_by_a_killed_build_is_replaced(database: Database)
     assert shape_of(database.engine) == MIGRATED
 
 
-def test_a_build_held_up_for_too_long_can_be_repeated(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A writer that never ends makes the migration give up with the remedy; later it ends right."""
+_BUILT_FOR_LONG = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE %s "
+    "AND wait_event_type = 'Lock' AND clock_timestamp() - query_start > interval '200 ms'"
+)
+
+
+def test_a_build_waits_once_for_an_older_transaction(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it lasts, one build sits it out, and what it waits for is told before."""
     monkeypatch.setattr(migrate_module, "DDL_LOCK_TIMEOUT", "20ms")
     monkeypatch.setattr(steps, "LOCK_ATTEMPTS", 2)
-    with _unfinished_build(database):
-        with pytest.raises(MigrationError, match="stayed locked by others through 2 tries"):
-            upgrade(database.engine)
-        assert _armed_index_is_valid(database) is False
-    assert upgrade(database.engine) == (None, LATEST)
+    builds: list[str] = []
+    told: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *args: builds.append(args[2]))
+    with (
+        _unfinished_build(database) as writer,
+        onlooker(database.conninfo) as admin,
+        in_background(lambda: upgrade(database.engine, tell=told.append)) as migration,
+    ):
+        eventually(
+            lambda: migration.done() or admin.ask(_BUILT_FOR_LONG, "CREATE INDEX CONCURRENTLY%"),
+            "the build has waited for longer than any other lock is waited for",
+        )
+        writer.rollback()
+        assert migration.result() == (None, LATEST)
+    assert sum("CONCURRENTLY" in statement for statement in builds) == 1
+    assert [line for line in told if "older have to end first" in line] == told
+    assert "public.ix_flow_run_controls_armed" in told[0]
     assert shape_of(database.engine) == MIGRATED
+
+
+def test_only_builds_wait_for_locks_without_a_bound(empty_database: Database) -> None:
+    """Whatever others would queue behind keeps the bound, also after a build."""
+    bounds: dict[bool, set[str]] = {True: set(), False: set()}
+
+    def note(conn: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement.startswith(("CREATE", "ALTER", "DROP", "DO")):
+            bound = conn.connection.driver_connection.execute("SHOW lock_timeout").fetchone()[0]
+            bounds["CONCURRENTLY" in statement].add(bound)
+
+    event.listen(empty_database.engine, "before_cursor_execute", note)
+    upgrade(empty_database.engine)
+    with empty_database.engine.begin() as conn:
+        conn.exec_driver_sql(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_flow_run_controls_armed'::regclass"
+        )
+    assert upgrade(empty_database.engine) == (LATEST, LATEST)
+    assert bounds == {True: {"0"}, False: {migrate_module.DDL_LOCK_TIMEOUT}}
+    assert shape_of(empty_database.engine) == MIGRATED
 
 
 _PROCESS = """

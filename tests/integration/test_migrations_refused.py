@@ -15,6 +15,7 @@ from curfew_store.migrations import partitions, steps
 from curfew_store.schema import tables_in
 from curfew_store.version import LATEST, verify
 from tests.conftest import Database
+from tests.integration.roles import new_role
 from tests.integration.shapes import MIGRATED, catalogue_of, quoted, shape_of
 from tests.integration.upstream import STARTUP_BATCH
 
@@ -104,6 +105,28 @@ def test_an_index_of_our_name_with_another_definition_is_refused(empty_database:
         assert conn.execute(identity).fetchall() == before
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("ALTER TABLE flow_run_controls DROP CONSTRAINT flow_run_controls_pkey", r"primary key should be \(run_id\)"),
+        ("ALTER TABLE flow_run_controls DROP COLUMN cancel_reason", "cancel_reason should be text"),
+        (
+            f"DROP INDEX ix_flow_run_controls_armed; {OTHER_INDEXES['another predicate']}",
+            "ix_flow_run_controls_armed exists with another definition",
+        ),
+    ],
+    ids=["key", "column", "index"],
+)
+def test_what_cannot_be_made_anew_is_named_though_the_version_is_recorded(
+    database: Database, damage: str, message: str
+) -> None:
+    """An up-to-date version does not hide a table or an index that is not ours."""
+    with psycopg.connect(database.conninfo) as conn:
+        conn.execute(damage)
+    with pytest.raises(MigrationError, match=message):
+        upgrade(database.engine)
+
+
 _TOKEN = re.compile(r"""--[^\n]*|'(?:[^']|'')*'|"(?:[^"]|"")*"|;|[^'";-]+|-""")
 
 
@@ -143,6 +166,24 @@ def test_the_script_makes_what_the_migration_makes(empty_database: Database, sch
     with engine.connect() as sa_conn:
         assert verify(sa_conn, tables_in(schema)) == LATEST
     assert upgrade(engine, schema=schema) == (LATEST, LATEST)
+
+
+def test_the_script_needs_no_right_to_create_schemas(empty_database: Database) -> None:
+    """Whoever owns the schema and the tables can run it; only where the schema is missing must somebody create it."""
+    sql = script(schema="o'urs")
+    with (
+        new_role(empty_database, "owner") as role,
+        psycopg.connect(empty_database.conninfo, autocommit=True) as conn,
+    ):
+        conn.execute(f'CREATE SCHEMA "o\'urs" AUTHORIZATION {role}'.encode())
+        conn.execute(f"SET ROLE {role}".encode())
+        conn.execute('SET search_path = "o\'urs"')
+        conn.execute(STARTUP_BATCH)
+        for _ in range(2):
+            _run_script(conn, sql)
+        assert shape_of(empty_database.engine, "o'urs") == MIGRATED
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="for database"):
+            _run_script(conn, script(schema="absent"))
 
 
 def test_the_script_marks_what_cannot_run_in_a_transaction() -> None:

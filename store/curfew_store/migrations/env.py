@@ -17,6 +17,7 @@ context.configure(
     version_table_schema=attributes["schema"],
     transactional_ddl=False,
     curfew_schema=attributes["schema"],
+    curfew_tell=attributes["tell"],
 )
 with context.begin_transaction():
     context.run_migrations()

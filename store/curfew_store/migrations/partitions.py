@@ -14,6 +14,8 @@ from alembic import op
 from sqlalchemy import text
 
 from curfew_store.errors import MigrationError
+from curfew_store.migrations import beside_traffic
+from curfew_store.migrations.beside_traffic import literal
 from curfew_store.schema import quoted
 
 _RELATION: Final = "to_regclass(format('%I.%I', CAST(:schema AS text), CAST(:name AS text)))"
@@ -63,19 +65,14 @@ def build_index(schema: str, name: str, table: str, columns: str) -> None:
     *columns* is what follows the table's name: the columns in parentheses and the predicate.
     """
     parent = quoted(schema, name)
-    op.execute(_sql(f"CREATE INDEX IF NOT EXISTS {quoted(name)} ON ONLY {quoted(schema, table)} {columns}"))
+    op.execute(literal(f"CREATE INDEX IF NOT EXISTS {quoted(name)} ON ONLY {quoted(schema, table)} {columns}"))
     attached = {tuple(row) for row in op.get_bind().execute(text(_ATTACHED), {"schema": schema, "name": name})}
     for partition in partitions_of(schema, table):
         if partition in attached:
             continue
         own = f"{name}_{crc32(partition.name.encode()):08x}"
         if op.get_bind().execute(text(_INVALID), {"schema": partition.schema, "name": own}).scalar():
-            op.execute(_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {quoted(partition.schema, own)}"))
+            beside_traffic.drop_index(partition.schema, own)
         build = f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {quoted(own)} ON {quoted(*partition)} {columns}"
-        op.execute(_sql(build))
-        op.execute(_sql(f"ALTER INDEX {parent} ATTACH PARTITION {quoted(partition.schema, own)}"))
-
-
-def _sql(statement: str) -> str:
-    # Alembic takes a plain string for SQL with parameters.
-    return statement.replace(":", "\\:")
+        beside_traffic.build_index(build, partition.schema, own)
+        op.execute(literal(f"ALTER INDEX {parent} ATTACH PARTITION {quoted(partition.schema, own)}"))

@@ -1,23 +1,25 @@
 """What revisions are made of: steps that may be repeated from any point, online and as a script.
 
 Every step looks before it acts, so that a finished one takes no lock at all, and waits for locks only as
-long as the session's ``lock_timeout``; a step that lost that wait is tried again. Longer than other modules, so that
+long as the session's ``lock_timeout``; a step that lost that wait is tried again (`beside_traffic` has those that
+nobody queues behind, and that wait without a bound). Longer than other modules, so that
 all steps and the look that each takes first stand in one place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import sqlalchemy.exc
 from alembic import op
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, text
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from curfew_store.errors import MigrationError, sqlstate_of
-from curfew_store.migrations import partitions
+from curfew_store.migrations import beside_traffic, partitions
+from curfew_store.migrations.beside_traffic import literal
 from curfew_store.schema import VERSION_TABLE, quoted
 
 LOCK_ATTEMPTS: Final = 20
@@ -64,11 +66,6 @@ def execute(sql: str) -> None:
     patiently(lambda: op.execute(literal(sql)))
 
 
-def literal(sql: str) -> TextClause:
-    """*sql* with nothing in it taken for a parameter."""
-    return text(sql.replace(":", "\\:"))
-
-
 def asks(sql: str, **parameters: str) -> object:
     """The first value that *sql* answers; only online."""
     return op.get_bind().execute(text(sql), parameters).scalar()
@@ -87,6 +84,12 @@ def columns_of(conn: Connection, schema: str, table: str) -> dict[str, tuple[str
         {"schema": schema, "name": table},
     )
     return {name: (type_, not_null, has_default) for name, type_, not_null, has_default in rows}
+
+
+def missing_columns(schema: str, table: str, names: Iterable[str]) -> list[str]:
+    """Which of these columns a table lacks: all of them where there is no such table; only online."""
+    found = columns_of(op.get_bind(), schema, table)
+    return [name for name in names if name not in found]
 
 
 def refuse_other_shape(schema: str, table: str, wanted: Columns, key: tuple[str, ...], ours: Columns) -> None:
@@ -147,7 +150,12 @@ def share_owner(schema: str, name: str, like: str) -> None:
 
 def create_foundation(schema: str) -> None:
     """The schema and the version table. Asks for the schema first: creating one needs a right on the database."""
-    if offline() or not asks("SELECT to_regnamespace(quote_ident(:schema)) IS NOT NULL", schema=schema):
+    if offline():
+        # IF NOT EXISTS asks for that right even where the schema exists.
+        missing = f"to_regnamespace({_string(quoted(schema))}) IS NULL"
+        block = f"BEGIN IF {missing} THEN CREATE SCHEMA {quoted(schema)}; END IF; END"
+        execute(f"DO {_string(block)}")
+    elif not asks("SELECT to_regnamespace(quote_ident(:schema)) IS NOT NULL", schema=schema):
         execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
     # minimum_client says which releases can still work on the schema; a later revision raises it if it must.
     create_table(
@@ -251,6 +259,17 @@ def create_index(schema: str, index: Index) -> None:
     patiently(lambda: _build(schema, index))
 
 
+def lacks_index(schema: str, index: Index) -> bool:
+    """Whether a valid *index* of that definition is missing; not where its table is locked exclusively; only online."""
+    try:
+        found = _find(schema, index)
+    except sqlalchemy.exc.DBAPIError as error:
+        if _could_not_lock(error):
+            return False  # PostgreSQL locks the table to print a predicate; whoever holds it is not to be in the way
+        raise
+    return found is None or not found.valid or not index.is_what(found)
+
+
 def _build(schema: str, index: Index) -> None:
     found = _find(schema, index)
     if found is None or (found.on_table and not found.valid):
@@ -271,8 +290,8 @@ def _make(schema: str, index: Index, begun: _Found | None) -> None:
         partitions.build_index(schema, index.name, index.table, index.content)
         return
     if begun is not None:
-        op.execute(literal(f"DROP INDEX CONCURRENTLY IF EXISTS {quoted(schema, index.name)}"))
-    op.execute(literal(index.build(schema)))
+        beside_traffic.drop_index(schema, index.name)
+    beside_traffic.build_index(index.build(schema), schema, index.name)
 
 
 def _find(schema: str, index: Index) -> _Found | None:

@@ -14,6 +14,8 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
+_INDEX = steps.Index("ix_flow_run_controls_priority", CONTROLS, "priority")
+
 
 def refuse(schema: str) -> None:
     """Nothing to refuse: the columns are new."""
@@ -23,4 +25,10 @@ def upgrade() -> None:
     """Adds the column and the index where they are missing."""
     schema = steps.schema_name()
     steps.add_column(schema, CONTROLS, "priority", "smallint NOT NULL DEFAULT 0")
-    steps.create_index(schema, steps.Index("ix_flow_run_controls_priority", CONTROLS, "priority"))
+    steps.create_index(schema, _INDEX)
+
+
+def missing(schema: str) -> list[str]:
+    """The column, or else the index, where it is not there."""
+    columns = steps.missing_columns(schema, CONTROLS, ["priority"])
+    return columns or [_INDEX.name] * steps.lacks_index(schema, _INDEX)

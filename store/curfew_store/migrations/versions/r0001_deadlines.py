@@ -39,6 +39,16 @@ _KEYS: steps.Columns = {
     "created_at_utc": (_TIME, True, True),
 }
 
+_INDEXES = (
+    steps.Index(KEYS_RUN_ID_INDEX, KEYS, "run_id"),
+    steps.Index(
+        ARMED_INDEX,
+        CONTROLS,
+        "timeout_at_utc, run_id",
+        "timed_out_at_utc IS NULL AND completed_at_utc IS NULL AND NOT cancel_requested AND timeout_at_utc IS NOT NULL",
+    ),
+)
+
 
 def refuse(schema: str) -> None:
     """Raises `MigrationError` for tables of these names that are not upstream's, before anything is changed."""
@@ -76,8 +86,15 @@ def upgrade() -> None:
     steps.add_column(schema, CONTROLS, "completed_at_utc", "timestamptz")
     for table in (KEYS, VERSION_TABLE):
         steps.share_owner(schema, table, like=CONTROLS)
-    steps.create_index(schema, steps.Index(KEYS_RUN_ID_INDEX, KEYS, "run_id"))
-    armed = (
-        "timed_out_at_utc IS NULL AND completed_at_utc IS NULL AND NOT cancel_requested AND timeout_at_utc IS NOT NULL"
-    )
-    steps.create_index(schema, steps.Index(ARMED_INDEX, CONTROLS, "timeout_at_utc, run_id", armed))
+    for index in _INDEXES:
+        steps.create_index(schema, index)
+
+
+def missing(schema: str) -> list[str]:
+    """What of this revision is not there, or not as it should be, whatever version is recorded."""
+    tables = [table for table in (CONTROLS, KEYS) if not steps.exists(schema, table)]
+    return [
+        *tables,
+        *(f"{CONTROLS}.{name}" for name in steps.missing_columns(schema, CONTROLS, _ADDED) if CONTROLS not in tables),
+        *(index.name for index in _INDEXES if index.table not in tables and steps.lacks_index(schema, index)),
+    ]
