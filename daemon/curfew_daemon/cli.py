@@ -94,7 +94,8 @@ def once(
     with _database_errors():
         outcome = sweep_until_done(settings, patience.total_seconds())
     late = "" if outcome.lag_max is None else f", the latest {outcome.lag_max:,.3f} s after its deadline"
-    typer.echo(f"marked {outcome.marked:,} runs in {outcome.duration:.2f} s{late}")
+    waited = f"; waited {outcome.waited:.2f} s for runs that others held" if outcome.waited else ""
+    typer.echo(f"marked {outcome.marked:,} runs in {outcome.duration:.2f} s{late}{waited}")
     if outcome.overdue_remains and outcome.refused:
         run_id, said = next(iter(outcome.refused.items()))
         _fail(Exit.FAILURE, f"the database refuses to mark {len(outcome.refused)} overdue runs, {run_id} first: {said}")

@@ -22,7 +22,7 @@ __all__ = ["Outcome", "sweep_until_done"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What all sweeps together did.
+    """What all sweeps together did, in *duration* seconds of sweeping and *waited* between the sweeps.
 
     *overdue_remains*: until patience ran out, others held rows locked, or the database refused to mark these runs:
     *refused*, with what it said.
@@ -32,15 +32,16 @@ class Outcome:
     duration: float
     lag_max: float | None
     overdue_remains: bool
+    waited: float = 0.0
     refused: Mapping[UUID, str] = field(default_factory=dict)
 
 
 def sweep_until_done(settings: Settings, patience: float) -> Outcome:
     """Mark everything that is overdue; wait up to *patience* seconds for runs that others hold locked.
 
-    Raises what the database raises: this is for cron, which tries again by itself.
+    The time that marking takes is no part of them. Raises what the database raises: this is for cron, which tries
+    again by itself.
     """
-    started = time.monotonic()
     refused: dict[UUID, str] = {}
     link = make_link(lambda: settings, statement_timeout=settings.statement_timeout)
     sweeper = Sweeper(
@@ -51,21 +52,23 @@ def sweep_until_done(settings: Settings, patience: float) -> Outcome:
         isolation=Isolation(lambda run_id, _retry_in, error: refused.update({run_id: shown(error).partition("\n")[0]})),
     )
     results: list[SweepResult] = []
-    pace = Pace()
+    pace, waited = Pace(), 0.0
     try:
         while True:
             results.append(sweeper.run_once())
             last = results[-1]
             pace, wake = pace.after_sweep(replace(seen_by(last), next_due_in=None), poll_interval=1.0)
-            if not last.overdue_remains or time.monotonic() - started + wake.delay > patience:
+            if not last.overdue_remains or waited + wake.delay > patience:
                 break
             time.sleep(wake.delay)
+            waited += wake.delay
     finally:
         link.close()
     return Outcome(
         marked=sum(result.marked for result in results),
-        duration=time.monotonic() - started,
+        duration=sum(result.duration for result in results),
         lag_max=max((result.lag_max for result in results if result.lag_max is not None), default=None),
         overdue_remains=last.overdue_remains,
+        waited=waited,
         refused=refused,
     )

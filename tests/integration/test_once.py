@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
 import sqlalchemy.exc
 
+from curfew_daemon import once
 from curfew_daemon.failures import DatabaseRefusal
 from curfew_daemon.once import sweep_until_done
 from curfew_store.errors import SchemaMismatch
@@ -78,6 +81,26 @@ def test_patience_runs_out(rows: Rows, database: Database) -> None:
         outcome = sweep_until_done(settings_for(database), patience=0.2)
     assert (outcome.marked, outcome.overdue_remains) == (1, True)
     assert watch.seconds < 10
+
+
+def test_marking_takes_nothing_from_the_patience(
+    rows: Rows, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the first sweep took, held runs are still waited for, and only the wait counts as waited."""
+    held, _free = rows.insert("overdue"), rows.insert("overdue")
+    slept: list[float] = []
+    hours = itertools.count(step=3600)
+    with rows.held(HOLD, run=held) as holder:
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            if seconds:
+                holder.rollback()
+
+        monkeypatch.setattr(once, "time", SimpleNamespace(monotonic=lambda: next(hours), sleep=sleep))
+        outcome = sweep_until_done(settings_for(database), patience=10)
+    assert (outcome.marked, outcome.overdue_remains) == (2, False)
+    assert 0 < outcome.waited == sum(slept) <= 10
 
 
 def test_errors_of_the_database_are_raised(rows: Rows, database: Database, empty_database: Database) -> None:
