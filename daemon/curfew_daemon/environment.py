@@ -41,7 +41,8 @@ _SERVICE_LINKS = tuple(
 def with_env_file(environ: Mapping[str, str]) -> dict[str, str]:
     """`environ`, and beneath it the settings in the file that `CURFEW_ENV_FILE` names, if it is set.
 
-    The process's own environment cannot be changed from outside, so this file is what SIGHUP reads again.
+    An empty variable of the environment counts as not set and hides nothing of the file. The process's own environment
+    cannot be changed from outside, so this file is what SIGHUP reads again.
     Raises `SettingsError` if it cannot be read, exceeds 64 KiB, or holds anything but `CURFEW_*` settings.
     """
     merged = dict(environ)
@@ -51,7 +52,8 @@ def with_env_file(environ: Mapping[str, str]) -> dict[str, str]:
     text, problem = read_text(Path(path))
     if problem:
         raise SettingsError([f"{ENV_FILE}: {path!r} {problem}"])
-    return {**_settings_in(text, path), **merged}
+    beneath = _settings_in(text, path)
+    return beneath | {name: value for name, value in merged.items() if value or name not in beneath}
 
 
 def _settings_in(text: str, path: str) -> dict[str, str]:

@@ -225,7 +225,7 @@ _OF_SETTINGS = (
         "the environment before the file, of a file the last; a URL and its file are an error",
         "unit/test_env_file.py::test_the_file_is_beneath_the_environment",
         f"{_SETTINGS}test_of_a_setting_that_a_file_gives_twice_the_last_holds",
-        f"{_SETTINGS}test_an_empty_variable_stands_above_the_file",
+        f"{_SETTINGS}test_an_empty_variable_hides_nothing_of_the_file",
         f"{_CONFIG}test_a_url_and_its_file_exclude_each_other",
     ),
     _item(

@@ -73,10 +73,13 @@ def test_of_a_setting_that_a_file_gives_twice_the_last_holds(file: Path) -> None
     assert Settings.load({ENV_FILE: str(file), "CURFEW_BATCH_SIZE": "8"}).batch_size == 8
 
 
-def test_an_empty_variable_stands_above_the_file(file: Path) -> None:
-    """It is what counts, and empty means not set: the default holds."""
-    file.write_text("CURFEW_BATCH_SIZE=7\nCURFEW_DATABASE_URL=host=/tmp\n")
-    assert Settings.load({ENV_FILE: str(file), "CURFEW_BATCH_SIZE": ""}).batch_size == 2000
+def test_an_empty_variable_hides_nothing_of_the_file(file: Path) -> None:
+    """Empty means not set, in the environment and in the file."""
+    file.write_text("CURFEW_BATCH_SIZE=7\nCURFEW_DATABASE_URL=host=/tmp\nCURFEW_POLL_INTERVAL=\n")
+    environ = {ENV_FILE: str(file), "CURFEW_BATCH_SIZE": "", "CURFEW_DATABASE_URL": ""}
+    settings = Settings.load(environ)
+    assert (settings.batch_size, settings.poll_interval) == (7, 1)
+    assert Settings.load(environ | {"CURFEW_POLL_INTERVAL": "2"}).poll_interval == 2
 
 
 @pytest.mark.parametrize("variable", ["CURFEW_DATABASE_URL_FILE", "CURFEW_PURGE_URL_FILE", "CURFEW_LISTEN_URL_FILE"])
