@@ -19,7 +19,7 @@ import durationpy
 import typer
 
 from curfew_daemon import events
-from curfew_daemon.config import Settings, SettingsError
+from curfew_daemon.config import Connects, Settings, SettingsError
 from curfew_daemon.environment import with_env_file
 from curfew_daemon.lifecycle import Exit
 
@@ -90,7 +90,7 @@ def once(
     from curfew_daemon.once import sweep_until_done  # noqa: PLC0415
 
     patience = _duration("--wait", wait)
-    settings = _settings()
+    settings = _settings("database_url")
     with _database_errors():
         outcome = sweep_until_done(settings, patience.total_seconds())
     late = "" if outcome.lag_max is None else f", the latest {outcome.lag_max:,.3f} s after its deadline"
@@ -142,7 +142,7 @@ def migrate(
     if sql:
         typer.echo(_script(), nl=False)
         return
-    settings = _settings()
+    settings = _settings("migration_database_url")
     with _database_errors():
         engine = bounded_engine(
             read_migration_database_url(settings),
@@ -176,7 +176,7 @@ def plan(
     from curfew_daemon.plan import planned, render  # noqa: PLC0415
 
     reach = None if within is None else _duration("--within", within)
-    settings = _settings()
+    settings = _settings("database_url")
     with _database_errors():
         for line in render(planned(settings, reach), within):
             typer.echo(line)
@@ -199,7 +199,7 @@ def purge(
     from curfew_daemon.purge_once import TURN_WAIT, counted, purge_until_done  # noqa: PLC0415
 
     age = None if older_than is None else _duration("--older-than", older_than)
-    settings = _settings()
+    settings = _settings("purge_url")
     if age is None:
         if settings.retention is None:
             raise typer.BadParameter("say how old, or set CURFEW_RETENTION", param_hint="--older-than")
@@ -237,9 +237,10 @@ def demo(
     raise typer.Exit(play(Options(seconds=seconds, rate=rate, forever=forever, plain=plain, database_url=database_url)))
 
 
-def _settings() -> Settings:
+def _settings(only: Connects | None = None) -> Settings:
+    """The settings; of a command that connects with *only* one of the URLs, without a demand for the others."""
     try:
-        return Settings.load()
+        return Settings.load(only=only)
     except SettingsError as error:
         _refuse(error.problems)
 

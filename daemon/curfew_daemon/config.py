@@ -6,14 +6,20 @@ its descriptions make this module longer than most.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from .conninfo import connect_attempts, read_database_url, read_listen_url, read_purge_url
+from .conninfo import (
+    connect_attempts,
+    read_database_url,
+    read_listen_url,
+    read_migration_database_url,
+    read_purge_url,
+)
 from .environment import PREFIX, sort_environment, with_env_file
 from .setting_types import (
     Age,
@@ -30,7 +36,16 @@ from .setting_types import (
 from .settings_error import SettingsError
 from .wait_bounds import HEALTHZ_STALENESS, MARGIN, wait_problems
 
-__all__ = ["HEALTHZ_STALENESS", "MARGIN", "RELOADABLE", "VARIABLES", "Settings", "SettingsError", "reload"]
+__all__ = ["HEALTHZ_STALENESS", "MARGIN", "RELOADABLE", "VARIABLES", "Connects", "Settings", "SettingsError", "reload"]
+
+Connects = Literal["database_url", "migration_database_url", "purge_url"]
+"""The field of a URL that a command connects with; where it is not set, the database URL takes its place."""
+
+_READ: dict[Connects, Callable[["Settings"], str]] = {
+    "database_url": read_database_url,
+    "migration_database_url": read_migration_database_url,
+    "purge_url": read_purge_url,
+}
 
 
 class Settings(BaseSettings):
@@ -211,16 +226,18 @@ class Settings(BaseSettings):
         return self._ignored
 
     @classmethod
-    def load(cls, environ: Mapping[str, str] | None = None) -> Self:
+    def load(cls, environ: Mapping[str, str] | None = None, *, only: Connects | None = None) -> Self:
         """Read the settings from `environ` (default: the process's own), and the files that it names.
 
-        Those are the file of the database URL and, for what the environment does not set, `CURFEW_ENV_FILE`.
-        An empty variable counts as not set. Raises `SettingsError` with every problem that was found.
+        Those are the files of the URLs and, for what the environment does not set, `CURFEW_ENV_FILE`. An empty
+        variable counts as not set. `only` names the one URL that a command connects with: no other is demanded, no
+        other's file is read, and what watches the loop of `run` does not count. Raises `SettingsError` with every
+        problem that was found.
         """
         environ = with_env_file(os.environ if environ is None else environ)
         found = sort_environment(environ, VARIABLES.values())
         problems = list(found.problems)
-        if not _names_a_database(found.values, environ):
+        if not _names_a_database(found.values, environ, only or "database_url"):
             problems.append(
                 "CURFEW_DATABASE_URL: not set, nor CURFEW_DATABASE_URL_FILE, nor libpq's PGSERVICE or PGHOST"
             )
@@ -234,7 +251,7 @@ class Settings(BaseSettings):
             problems += _problems_of(error)
         if settings is not None:
             settings._ignored = found.service_links  # noqa: SLF001  the class's own attribute
-            problems += _problems_at_run_time(settings, environ)
+            problems += _problems_of_url(settings, only) if only else _problems_at_run_time(settings, environ)
         if settings is None or problems:
             # Outside of the except clause: the library's error holds the values, and must not be its context.
             raise SettingsError(problems)
@@ -333,8 +350,8 @@ def reload(old: Settings, environ: Mapping[str, str] | None = None) -> tuple[Set
     return taken, [VARIABLES[name] for name, value in taken if value != getattr(new, name)]
 
 
-def _names_a_database(values: Mapping[str, str], environ: Mapping[str, str]) -> bool:
-    ours = ("CURFEW_DATABASE_URL", "CURFEW_DATABASE_URL_FILE")
+def _names_a_database(values: Mapping[str, str], environ: Mapping[str, str], url: Connects) -> bool:
+    ours = [VARIABLES[name] for each in ("database_url", url) for name in (each, f"{each}_file")]
     libpq = ("PGSERVICE", "PGHOST", "PGHOSTADDR")
     return any(map(values.get, ours)) or any(map(environ.get, libpq))
 
@@ -353,6 +370,15 @@ def _problems_of(error: ValidationError) -> list[str]:
                 said += f", not {value}"
         problems.append(f"{VARIABLES.get(name, name)}: {said}")
     return problems
+
+
+def _problems_of_url(settings: Settings, url: Connects) -> list[str]:
+    """What only shows when the file of the URL is read."""
+    try:
+        _READ[url](settings)
+    except SettingsError as error:
+        return list(error.problems)
+    return []
 
 
 def _problems_at_run_time(settings: Settings, environ: Mapping[str, str]) -> list[str]:

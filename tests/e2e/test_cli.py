@@ -90,7 +90,7 @@ def test_purge_counts_and_deletes(database: Database, rows: Table) -> None:
     assert store.get_run_control(run)
     kept = curfewd("purge", "--older-than", "4d", CURFEW_RETENTION="2d", **url)
     assert (kept.returncode, kept.stdout.startswith("deleted 0 runs")) == (0, True)
-    deleted = curfewd("purge", CURFEW_RETENTION="2d", **url)
+    deleted = curfewd("purge", CURFEW_RETENTION="2d", CURFEW_PURGE_URL=database.conninfo)
     assert (deleted.returncode, deleted.stderr) == (0, "")
     assert deleted.stdout.startswith("deleted 1 runs with 1 keys, and 0 orphaned keys, in ")
     assert store.get_run_control(run) is None
@@ -110,10 +110,7 @@ def test_no_schema_is_exit_code_5(empty_database: Database, command: str) -> Non
 
 def test_migrate_says_what_it_did(empty_database: Database) -> None:
     """From nothing to the newest, and then nothing to do; the role of its own URL is used."""
-    settings = {
-        "CURFEW_DATABASE_URL": "host=/nowhere",
-        "CURFEW_MIGRATION_DATABASE_URL": empty_database.conninfo,
-    }
+    settings = {"CURFEW_MIGRATION_DATABASE_URL": empty_database.conninfo}
     first, second = curfewd("migrate", **settings), curfewd("migrate", **settings)
     assert (first.returncode, second.returncode) == (0, 0)
     assert "migrated from nothing of ours" in first.stdout
@@ -150,6 +147,7 @@ def test_once_waits_for_held_runs_only_so_long(database: Database, rows: Table) 
         done = curfewd("once", "--wait", "200ms", CURFEW_DATABASE_URL=database.conninfo)
     assert done.returncode == Exit.FAILURE
     assert done.stdout.startswith("marked 1 runs")
+    assert "s for runs that others held" in done.stdout
     assert "locked" in done.stderr
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from curfew_daemon.config import RELOADABLE, VARIABLES, Settings, SettingsError, reload
+from curfew_daemon.config import RELOADABLE, VARIABLES, Connects, Settings, SettingsError, reload
 from curfew_daemon.conninfo import read_database_url, read_listen_url, read_purge_url
 from curfew_daemon.settings_table import markdown
 
@@ -224,6 +224,34 @@ def test_a_file_that_cannot_be_used_is_found_at_the_start(tmp_path: Path) -> Non
     (problem,) = problems({"CURFEW_DATABASE_URL_FILE": str(tmp_path)})
     assert problem == f"CURFEW_DATABASE_URL_FILE: '{tmp_path}' is not a regular file"
     Settings.load({**URL, "CURFEW_MIGRATION_DATABASE_URL_FILE": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("only", "variable"),
+    [("migration_database_url", "CURFEW_MIGRATION_DATABASE_URL"), ("purge_url", "CURFEW_PURGE_URL")],
+)
+def test_a_command_demands_the_url_that_it_connects_with(tmp_path: Path, only: Connects, variable: str) -> None:
+    """Its own alone will do, or the database URL in its place; no other URL's file is read."""
+    others = {
+        f"CURFEW_{name}_URL_FILE": str(tmp_path) for name in ("DATABASE", "PURGE", "LISTEN", "MIGRATION_DATABASE")
+    }
+    others.pop(f"{variable}_FILE")
+    Settings.load({**others, variable: "host=/own"}, only=only)
+    Settings.load({variable: "host=/own"}, only=only)
+    Settings.load({"CURFEW_DATABASE_URL": "host=/main"}, only=only)
+    with pytest.raises(SettingsError, match="CURFEW_DATABASE_URL: not set"):
+        Settings.load({variable: ""}, only=only)
+    with pytest.raises(SettingsError, match=f"{variable}_FILE: .* is not a regular file"):
+        Settings.load({**URL, f"{variable}_FILE": str(tmp_path)}, only=only)
+    with pytest.raises(SettingsError, match=r"CURFEW_DATABASE_URL_FILE: .* is not a regular file"):
+        Settings.load({"CURFEW_DATABASE_URL_FILE": str(tmp_path)}, only=only)
+
+
+def test_only_the_daemon_bounds_its_waits_by_its_watchdog() -> None:
+    """A command that ends by itself has none, whatever the variables say."""
+    environ = {**URL, "WATCHDOG_USEC": "1000000"}
+    assert problems(environ)
+    Settings.load(environ, only="database_url")
 
 
 def test_all_problems_are_told_at_once() -> None:
