@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,11 +13,48 @@ import pytest
 
 from tests.conftest import Database
 from tests.e2e.conftest import Table
-from tests.e2e.daemon_process import DaemonProcess
+from tests.e2e.daemon_process import DaemonProcess, clean_environment
 from tests.integration.proxy import Stopwatch
 
 SLACK = 5.0
 """Seconds that a busy machine may add."""
+
+
+_SIGNALLED_WHILE_IMPORTING = """
+import os, sys
+from curfew_daemon.__main__ import main
+
+class Signal:
+    def find_spec(self, name, *_rest):
+        if name == "curfew_daemon.cli":
+            os.kill(os.getpid(), int(sys.argv.pop()))
+
+sys.meta_path.insert(0, Signal())
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "code"),
+    [
+        ("run", signal.SIGTERM, 0),
+        ("run", signal.SIGINT, 0),
+        ("run", signal.SIGHUP, 3),  # goes on, and finds no settings
+        ("once", signal.SIGTERM, -15),
+    ],
+)
+def test_a_signal_that_comes_while_the_daemon_is_still_imported(command: str, number: int, code: int) -> None:
+    """A stop is one of an idle daemon, SIGHUP ends nothing; commands that end by themselves are left to the system."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SIGNALLED_WHILE_IMPORTING, command, str(int(number))],
+        env=clean_environment({}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
