@@ -56,7 +56,8 @@ from sqlalchemy.dialects.postgresql import psycopg
 
 from curfew_store import keys
 from curfew_store.errors import RunCancelled, RunCompleted, RunTimedOut
-from curfew_store.operations import Operation, WritesOnce
+from curfew_store.execution import rows_read, rows_written
+from curfew_store.operations import Operation, WritesOnce, control_record
 from curfew_store.records import (
     ClaimedBatch,
     ClaimedRun,
@@ -271,16 +272,21 @@ def ensure_may_run(tables: Tables, run_id: UUID) -> Operation[Verdict]:
     this = {"given_run_id": keys.checked_run_id(run_id)}
 
     def judge(conn: Connection) -> Verdict:
-        row = conn.execute(read, this).one_or_none()
-        if row is not None and row.lapsed:
-            conn.execute(mark, {"limit": 1, **this})
+        verdict = _verdict(rows_read(conn, read, this))
+        if verdict.lapsed:
+            rows_written(conn, mark, {"limit": 1, **this})
             # Read again: the run may have been extended, or marked by somebody else, or be held locked.
-            row = conn.execute(read, this).one_or_none()
-        if row is None:
-            return Verdict(None, lapsed=False)
-        return Verdict(FlowRunControlRecord(*row[:-1]), lapsed=bool(row.lapsed))
+            verdict = _verdict(rows_read(conn, read, this))
+        return verdict
 
     return WritesOnce(judge)
+
+
+def _verdict(rows: Sequence[Any]) -> Verdict:
+    if not rows:
+        return Verdict(None, lapsed=False)
+    *columns, lapsed = rows[0]
+    return Verdict(control_record(*columns), lapsed=bool(lapsed))
 
 
 @cache

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, Literal, TypeVar
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from sqlalchemy import Connection
 from curfew_store import keys, statements
 from curfew_store.deadlines import UNSET, Deadline, Unset, chosen_deadline, required_timeout, resolved_deadline
 from curfew_store.errors import InvalidValue, KeyContended, RunAlreadyExists, WrongType
+from curfew_store.execution import rows_read, rows_written
 from curfew_store.hints import wants_hint
 from curfew_store.records import FlowRunControlRecord, RunConfiguration, StartedRun
 from curfew_store.run_ids import new_run_id
@@ -52,10 +53,17 @@ def get_run_control(tables: Tables, run_id: UUID) -> Operation[FlowRunControlRec
     statement, parameters = statements.get_run_control(tables), {"given_run_id": keys.checked_run_id(run_id)}
 
     def read(conn: Connection) -> FlowRunControlRecord | None:
-        row = conn.execute(statement, parameters).one_or_none()
-        return None if row is None else FlowRunControlRecord(*row)
+        rows = rows_read(conn, statement, parameters)
+        return control_record(*rows[0]) if rows else None
 
     return WritesOnce(read)
+
+
+def control_record(*columns: Any) -> FlowRunControlRecord:
+    """A record from what the driver made of `control_columns`: times in UTC that do not say so yet."""
+    return FlowRunControlRecord(
+        *(value.replace(tzinfo=UTC) if isinstance(value, datetime) else value for value in columns)
+    )
 
 
 def _changes_one(statement: Any, run_id: UUID, **given: Any) -> Operation[bool]:
@@ -63,13 +71,7 @@ def _changes_one(statement: Any, run_id: UUID, **given: Any) -> Operation[bool]:
 
 
 def _writes_one(statement: Any, parameters: dict[str, Any]) -> Operation[bool]:
-    return WritesOnce(lambda conn: _rows_written(conn, statement, parameters) == 1)
-
-
-def _rows_written(conn: Connection, statement: Any, parameters: dict[str, Any]) -> int:
-    sql, constants = statements.as_sent(statement)
-    with conn.exec_driver_sql(sql, constants | parameters) as result:
-        return result.rowcount
+    return WritesOnce(lambda conn: rows_written(conn, statement, parameters) == 1)
 
 
 def _sets_deadline(
@@ -96,7 +98,7 @@ def configure_run(
     statement = statements.configure_run(tables, hinted=wants_hint(deadline, notify_within))
 
     def configure(conn: Connection) -> None:
-        _rows_written(conn, statement, parameters)
+        rows_written(conn, statement, parameters)
 
     return WritesOnce(configure)
 
@@ -122,7 +124,7 @@ def configure_runs(
 
     def configure(conn: Connection) -> None:
         if parameters["given_run_id"]:
-            _rows_written(conn, statement, parameters)
+            rows_written(conn, statement, parameters)
 
     return WritesOnce(configure)
 
@@ -205,7 +207,8 @@ def find_run_id_by_idempotency_key(
     statement, parameters = statements.find_key(tables), _key(flow_id, trigger_key, idempotency_key)
 
     def find(conn: Connection) -> UUID | None:
-        return conn.execute(statement, parameters).scalar_one_or_none()
+        rows = rows_read(conn, statement, parameters)
+        return rows[0][0] if rows else None
 
     return WritesOnce(find)
 
@@ -243,7 +246,7 @@ def start_run(
 
 def _start_without_key(statement: Any, own_id: UUID, record: dict[str, Any]) -> Operation[StartedRun]:
     def start(conn: Connection) -> StartedRun:
-        return StartedRun(own_id, duplicate=_rows_written(conn, statement, record) == 0)
+        return StartedRun(own_id, duplicate=rows_written(conn, statement, record) == 0)
 
     return WritesOnce(start)
 
@@ -256,7 +259,7 @@ def _start_with_key(
     def start(conn: Connection) -> StartedRun:
         for attempt in range(1, _START_ATTEMPTS + 1):
             try:
-                if _rows_written(conn, statement, parameters):
+                if rows_written(conn, statement, parameters):
                     return StartedRun(own_id, duplicate=False)
             except sqlalchemy.exc.IntegrityError as error:
                 # Somebody committed a record for this very run id while the statement ran; the violation took

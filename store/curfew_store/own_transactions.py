@@ -24,6 +24,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, SingletonThreadPool, StaticPool
 
 from curfew_store.errors import InvalidValue
+from curfew_store.execution import PLAINLY
 from curfew_store.operations import Operation, WritesOnce
 from curfew_store.version import VerifiedOnce
 
@@ -66,7 +67,7 @@ def _committed_with_what_is_open(conn: Connection, work: Operation[T]) -> T:
             f"must be given: the only one of the engine's {type(conn.engine.pool).__name__} has an open transaction",
         )
     # Refused by the server if the transaction has another level and has seen data: then it cannot be changed any more.
-    conn.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    conn.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", None, PLAINLY)
     result = work(conn)
     conn.commit()
     return result
@@ -86,7 +87,7 @@ def _is_read_committed(conn: Connection) -> bool:
     default = conn.info.get(_DEFAULT)
     if default is None:
         with conn.begin():
-            default = conn.exec_driver_sql("SHOW default_transaction_isolation").scalar_one()
+            default = conn.exec_driver_sql("SHOW default_transaction_isolation", None, PLAINLY).scalar_one()
         conn.info[_DEFAULT] = default
     return bool(default == "read committed")
 

@@ -51,6 +51,7 @@ from sqlalchemy.types import UserDefinedType
 
 from curfew_store.deadlines import checked_moment, required_timeout
 from curfew_store.errors import InvalidValue, WrongType
+from curfew_store.execution import PLAINLY
 from curfew_store.operations import Operation
 from curfew_store.schema import TIMESTAMPTZ, Tables, quoted
 from curfew_store.statements import equals
@@ -82,9 +83,10 @@ def purge(tables: Tables, before: datetime, *, limit: int) -> Operation[int]:
     runs, orphans = _purge_runs(tables), _purge_orphans(tables)
 
     def remove(conn: Connection) -> int:
-        removed = len(conn.execute(runs, {"moment": moment, "limit": limit}).all())
+        removed = len(conn.execute(runs, {"moment": moment, "limit": limit}, execution_options=PLAINLY).all())
         if removed < limit:
-            removed += len(conn.execute(orphans, {"moment": moment, "limit": limit - removed}).all())
+            rest = {"moment": moment, "limit": limit - removed}
+            removed += len(conn.execute(orphans, rest, execution_options=PLAINLY).all())
         return removed
 
     return remove

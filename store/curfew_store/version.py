@@ -15,6 +15,7 @@ import sqlalchemy.exc
 from sqlalchemy import Connection, bindparam, func, literal_column, select
 
 from curfew_store.errors import SchemaMismatch, sqlstate_of
+from curfew_store.execution import PLAINLY
 from curfew_store.schema import VERSION_TABLE, Tables
 
 T = TypeVar("T")
@@ -37,7 +38,8 @@ def relation_exists(conn: Connection, schema: str, name: str) -> bool:
     """Whether *schema* has a relation called *name* that this role may look up."""
     # pg_catalog by name: a function of anybody's in the search path whose types fit better would be called instead.
     qualified = func.pg_catalog.format(literal_column("'%I.%I'"), bindparam("schema", schema), bindparam("name", name))
-    return conn.execute(select(func.pg_catalog.to_regclass(qualified).is_not(None))).scalar_one()
+    exists = select(func.pg_catalog.to_regclass(qualified).is_not(None))
+    return conn.execute(exists, execution_options=PLAINLY).scalar_one()
 
 
 def found_version(conn: Connection, tables: Tables) -> tuple[str, int] | None:
@@ -49,7 +51,7 @@ def found_version(conn: Connection, tables: Tables) -> tuple[str, int] | None:
         return None
     version = tables.version.c
     newest = select(version.version_num, version.minimum_client).order_by(version.version_num.desc())
-    row = conn.execute(newest.limit(1)).one_or_none()
+    row = conn.execute(newest.limit(1), execution_options=PLAINLY).one_or_none()
     return None if row is None else (row.version_num, row.minimum_client)
 
 
