@@ -227,6 +227,9 @@ class Daemon:
         self._board.swept()
         self._events.swept(result)
 
+    def progressed(self) -> None:
+        self._metrics.progressed()
+
     def sweep_failed(self, error: BaseException) -> None:
         self._metrics.sweep_failed()
         if not is_database_error(error):

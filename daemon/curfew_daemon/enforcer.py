@@ -42,6 +42,9 @@ class Listener(Protocol):
     def swept(self, result: SweepResult) -> None:
         """A sweep reached its end."""
 
+    def progressed(self) -> None:
+        """The sweep in hand has marked a batch, which is as good as its end: a drain may take minutes."""
+
     def sweep_failed(self, error: BaseException) -> None:
         """A sweep ended in *error*."""
 
@@ -99,7 +102,8 @@ class Enforcer:
         self._pace = Pace()
         self._next = Wake(0.0, "start")
         self.state: DatabaseState | None = None
-        self.last_success: float | None = None  # monotonic
+        self.last_success: float | None = None
+        """When a sweep ended well or marked a batch, on the monotonic clock."""
 
     @property
     def stopping(self) -> bool:
@@ -129,6 +133,11 @@ class Enforcer:
             if not self._serving:
                 self._rouse()
         return sooner
+
+    def progressed(self) -> None:
+        """The sweep in hand has marked a batch; for the thread that serves."""
+        self._succeeded()
+        self._listener.progressed()
 
     def reconnect(self) -> None:
         """Use a new connection from the next sweep on."""
@@ -206,12 +215,15 @@ class Enforcer:
             self._link.drop()
             self._hints.sweep_failed()
             return self._failed(error)
-        self._enter(DatabaseState.UP, None)
-        self.last_success = time.monotonic()
+        self._succeeded()
         self._listener.swept(result)
         self._pace, wake = self._pace.after_sweep(seen_by(result), poll_interval=self._poll_interval())
         self._hints.sweep_ended(time.monotonic() + wake.delay, result.seen)
         return wake
+
+    def _succeeded(self) -> None:
+        self._enter(DatabaseState.UP, None)
+        self.last_success = time.monotonic()
 
     def _failed(self, error: Exception) -> Wake:
         self._listener.sweep_failed(error)

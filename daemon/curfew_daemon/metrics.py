@@ -101,7 +101,7 @@ METRICS: tuple[Described, ...] = (
     Described(
         "curfew_last_successful_sweep_timestamp_seconds",
         "gauge",
-        "Unix time at which the last successful sweep ended, 0 before the first.",
+        "Unix time of the last success: a sweep that ended well or, while one drains, a batch marked; 0 before the first.",
     ),
     Described(
         "curfew_loop_heartbeat_timestamp_seconds",
@@ -224,6 +224,10 @@ class Metrics:
         if result.full_look is not None:
             self._full_looks.inc()
             self._full_look_duration.set(result.full_look)
+
+    def progressed(self) -> None:
+        """Notes that the sweep in hand has marked a batch."""
+        self._last_successful_sweep.set(self._clock())
 
     def sweep_failed(self) -> None:
         """Notes a sweep that ended in an error."""

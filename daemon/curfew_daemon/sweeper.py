@@ -54,7 +54,7 @@ class Sweeper:
     *batch_size* is asked before each claim for the most that it may mark. *on_batch* is told of every batch after its
     commit, *beat* is called between any two waits on the database, and *stopping* is asked between batches: a drain is
     cut short, never a batch. *mark* says where each search begins. The links of *crew* help with a deep backlog, and
-    then call *on_batch* in threads of their own.
+    then call *on_batch* in threads of their own; *on_progress* is told only of batches of the sweep's own thread.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Sweeper:
         *,
         batch_size: Callable[[], int],
         on_batch: Callable[[MarkedBatch], None],
+        on_progress: Callable[[], None] = lambda: None,
         beat: Callable[[], None] = lambda: None,
         stopping: Callable[[], bool] = lambda: False,
         mark: LowWaterMark | None = None,
@@ -76,6 +77,7 @@ class Sweeper:
         self._connect = connect
         self._claims = Claims(tables, most=batch_size, on_batch=on_batch, stopping=stopping, isolation=isolation)
         self._crew = Crew(crew, self._claims, on_crew_failure, on_crew_success)
+        self._on_progress = on_progress
         self._beat = beat
         self._stopping = stopping
         self._mark = LowWaterMark(lambda: 1.0) if mark is None else mark
@@ -198,6 +200,7 @@ class Sweeper:
                 self._rivals.claimed(
                     batch.runs, stamp=batch.runs[0].timed_out_at, round_trip=batch.round_trip, full=full
                 )
+                self._on_progress()
             if full and tally.marked - before >= DEEP:
                 self._crew.call(since)
             self._beat()

@@ -58,6 +58,7 @@ def make_enforcer(
         link.connection,
         batch_size=lambda: current().batch_size,
         on_batch=audience.marked,
+        on_progress=lambda: enforcer.progressed(),
         beat=audience.beat,
         stopping=lambda: enforcer.stopping,
         mark=LowWaterMark(lambda: current().poll_interval),

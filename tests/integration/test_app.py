@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as real
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from curfew_daemon import app, events, observer
 from curfew_daemon.app import Daemon
 from curfew_daemon.lifecycle import Action, Exit
 from curfew_daemon.passes import Claims
+from curfew_daemon.status.facts import Verdict
 from tests.conftest import Database
 from tests.integration.contract.rows import Rows
 from tests.integration.sessions import eventually
@@ -238,6 +240,33 @@ def test_a_stop_ends_what_further_connections_have_in_hand(
     assert not [each for each in threading.enumerate() if each.name.startswith("curfewd-crew")]
     assert not running.daemon.abandoned
     assert rows.sql(asleep)[0][0] == 0
+
+
+def test_a_daemon_that_drains_is_ready(
+    rows: Rows, start: Callable[[], Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first sweep need not have ended: a marked batch makes it ready, the database up and the alert's gauge new."""
+    monkeypatch.setattr("curfew_daemon.passes.FIRST_BATCH", 2)
+    claim, claims, go_on = Claims._claim, itertools.count(1), threading.Event()
+
+    def held(*args: Any) -> Any:
+        if next(claims) == 3:
+            go_on.wait(30)
+        return claim(*args)
+
+    monkeypatch.setattr(Claims, "_claim", held)
+    for _ in range(9):
+        rows.insert("overdue")
+    running = start()
+    try:
+        eventually(lambda: running.count("curfew_runs_timed_out_total") == 6, "two batches are marked")
+        eventually(lambda: running.daemon._readiness() == (True, "ok"), "it is ready")
+        assert running.count("curfew_database_up") == 1
+        assert running.count("curfew_last_successful_sweep_timestamp_seconds") > 1.6e9
+        assert running.daemon._board.facts().verdict is Verdict.LATE  # and not: starting
+        assert running.count("curfew_sweeps_total", outcome="ok") == 0
+    finally:
+        go_on.set()
 
 
 def test_a_slow_page_is_no_failed_observation(

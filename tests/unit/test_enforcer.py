@@ -52,7 +52,7 @@ class Bench:
         self.states: list[tuple[DatabaseState | None, DatabaseState, str]] = []
         self.results: list[SweepResult] = []
         self.errors: list[BaseException] = []
-        self.beats = self.drops = 0
+        self.beats = self.drops = self.progress = 0
         self.closed = self.cancelled = False
         self.expected: list[Hint] = []
         self.roused = threading.Event()
@@ -99,6 +99,9 @@ class Bench:
 
     def sweep_failed(self, error: BaseException) -> None:
         self.errors.append(error)
+
+    def progressed(self) -> None:
+        self.progress += 1
 
     def database(self, old: DatabaseState | None, new: DatabaseState, error: BaseException | None) -> None:
         self.states.append((old, new, str(error or "")))
@@ -400,8 +403,38 @@ def test_settings_in_force_are_asked_each_time() -> None:
     assert bench.enforcer.serve() == Wake(0.5, "poll")
 
 
+def test_a_batch_that_was_marked_is_a_success_before_its_sweep_ends() -> None:
+    """After an outage a drain may take minutes: the database is up from its first batch on, told once."""
+
+    def draining() -> SweepResult:
+        bench.enforcer.progressed()
+        assert bench.enforcer.state is DatabaseState.UP
+        assert bench.enforcer.last_success is not None
+        bench.enforcer.progressed()
+        assert not bench.results
+        return swept(4)
+
+    bench = Bench(psycopg.OperationalError("gone"), draining)
+    bench.enforcer.serve()
+    bench.enforcer.serve()
+    assert [new for _, new, _ in bench.states] == [DatabaseState.UNREACHABLE, DatabaseState.UP]
+    assert (bench.progress, len(bench.results)) == (2, 1)
+
+
+def test_a_sweep_that_fails_after_a_batch_is_a_failure() -> None:
+    """What holds is what was learned last."""
+
+    def broken() -> SweepResult:
+        bench.enforcer.progressed()
+        raise psycopg.OperationalError("gone")
+
+    bench = Bench(broken)
+    assert bench.enforcer.serve().reason == "retry"
+    assert [new for _, new, _ in bench.states] == [DatabaseState.UP, DatabaseState.UNREACHABLE]
+
+
 def test_the_last_success_is_remembered_for_readiness() -> None:
-    """Only a sweep that reached its end counts, on the monotonic clock."""
+    """A sweep that failed at once is none; on the monotonic clock."""
     bench = Bench(psycopg.OperationalError("gone"), swept())
     bench.enforcer.serve()
     assert bench.enforcer.last_success is None
