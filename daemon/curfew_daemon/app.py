@@ -154,10 +154,11 @@ class Daemon:
             self._events.reloaded(changed)
             if refused:
                 self._events.reload_refused(refused)
-            self._enforcer.reconnect()  # a rotated secret shows now, not at the next outage
+            # Every link sees that the settings are others; a rotated secret shows now, not at the next outage.
             self._enforcer.nudge()
             self._pacer.wake("sweep")
             self._pacer.wake("purge")
+            self._observe_soon()
             self._hearing.reconnect()
         self._notifier.ready(self._status())
 
@@ -242,9 +243,7 @@ class Daemon:
         self._events.database(old, new, REMEDIES.get(new) or None, said)
         self._notifier.status(self._status())
         if new is DatabaseState.UP:
-            chance = random.random()  # noqa: S311  (spreads reconnects, guards nothing)
-            self._observe_from = time.monotonic() + observer_pause(self._settings.reconnect_spread, chance)
-            self._pacer.wake("observe")
+            self._observe_soon()
         if new is DatabaseState.UPSTREAM_ENGINE:
             self._refuse_upstream()
 
@@ -260,6 +259,11 @@ class Daemon:
 
     def _sweep_job(self) -> float:
         return self._enforcer.serve().delay
+
+    def _observe_soon(self) -> None:
+        chance = random.random()  # noqa: S311  (spreads reconnects, guards nothing)
+        self._observe_from = time.monotonic() + observer_pause(self._settings.reconnect_spread, chance)
+        self._pacer.wake("observe")
 
     def _observe_job(self) -> float:
         early = self._observe_from - time.monotonic()

@@ -39,6 +39,10 @@ class CrewLink(Protocol):
     def connection(self) -> Connection:
         """A live connection in autocommit."""
 
+    @property
+    def outdated(self) -> bool:
+        """Whether the settings that it was made with have changed."""
+
     def drop(self) -> None:
         """Give it up."""
 
@@ -154,7 +158,8 @@ class Crew:
 
     def _work(self, worker: _Worker, since: datetime | None) -> None:
         try:
-            self._claims.one_pass(worker.link.connection(), worker.tally, since)
+            conn = worker.link.connection()
+            self._claims.one_pass(conn, worker.tally, since, cut_short=lambda: worker.link.outdated)
         except Exception as error:  # noqa: BLE001  (the sweep's own connection finds out what it means)
             worker.failed = True
             self._on_failure(error)

@@ -113,10 +113,11 @@ class _Dialling:
 class Link:
     """One admitted connection in autocommit, made when asked for and remade after `drop`.
 
-    *conninfo* is asked at every attempt, so a rotated secret is picked up. *options* are server settings sent
-    at start-up; a pooler may refuse them, then they are left out and *on_options_dropped* is told once.
-    *longest_dial* bounds one attempt over all hosts, *answer_timeout* every answer, both in seconds; *beat* is
-    called between the two.
+    *conninfo* is asked at every attempt, so a rotated secret is picked up. When *epoch* gives another object than
+    before, the settings have changed: the next `connection` is a new one, made with none of the former ones.
+    *options* are server settings sent at start-up; a pooler may refuse them, then they are left out of this connection.
+    *on_options_dropped* is told which, once until they are taken again, and then of none. *longest_dial* bounds one
+    attempt over all hosts, *answer_timeout* every answer, both in seconds; *beat* is called between the two.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class Link:
         answer_timeout: float,
         on_options_dropped: Callable[[list[str]], None] = lambda _names: None,
         beat: Callable[[], None] = lambda: None,
+        epoch: Callable[[], object] = lambda: None,
     ) -> None:
         self._tables = tables
         self._conninfo = conninfo
@@ -140,7 +142,10 @@ class Link:
         self._longest_dial = longest_dial
         self._answer_timeout = answer_timeout
         self._on_options_dropped = on_options_dropped
+        self._options_dropped = False
         self._beat = beat
+        self._epoch = epoch
+        self._made_in = epoch()
         self._dialling: _Dialling | None = None
         self._engine = create_engine(
             "postgresql+psycopg://",
@@ -154,12 +159,21 @@ class Link:
         # owner has just lost it.
         self._session: BoundedConnection | None = None
 
+    @property
+    def outdated(self) -> bool:
+        """Whether the settings have changed since; for any thread."""
+        return self._epoch() is not self._made_in
+
     def connection(self) -> Connection:
-        """The live connection; makes and admits one where there is none.
+        """The live connection; makes and admits one where there is none, or only one of former settings.
 
         Raises `DatabaseRefusal` for a server that must not be written to, `SchemaMismatch`, and psycopg's or
         SQLAlchemy's errors.
         """
+        epoch = self._epoch()
+        if epoch is not self._made_in:
+            self.close()  # also an attempt in hand, which may yet reach the former server
+            self._made_in = epoch
         if self._connection is None:
             try:
                 self._connection = self._engine.connect()
@@ -190,7 +204,7 @@ class Link:
                 session.cancel_safe(timeout=_CANCEL_TIMEOUT)
 
     def close(self) -> None:
-        """`drop`, and no further dialling."""
+        """`drop`, and nothing more of an attempt to connect that is in hand."""
         self.drop()
         if self._dialling is not None:
             self._dialling.abandon()
@@ -229,13 +243,15 @@ class Link:
     def _dial(self) -> BoundedConnection:
         conninfo = self._conninfo()
         try:
-            return self._open(conninfo, self._options)
+            # Asked for each time, refused or not: the next server may be another, or the same without a pooler.
+            connection, dropped = self._open(conninfo, self._options), False
         except psycopg.OperationalError as error:
             if _UNSUPPORTED not in str(error) or not self._options:
                 raise
-        connection = self._open(conninfo, {})
-        dropped, self._options = sorted(self._options), {}
-        self._on_options_dropped(dropped)
+            connection, dropped = self._open(conninfo, {}), True
+        if dropped is not self._options_dropped:
+            self._options_dropped = dropped
+            self._on_options_dropped(sorted(self._options) if dropped else [])
         return connection
 
     def _open(self, conninfo: str, options: dict[str, str]) -> BoundedConnection:

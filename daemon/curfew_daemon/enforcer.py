@@ -69,7 +69,7 @@ def seen_by(result: SweepResult) -> Seen:
 
 
 class Enforcer:
-    """Serves deadlines through *sweeper* and *link*. `nudge`, `hinted`, `stop`, `reconnect` are for other threads.
+    """Serves deadlines through *sweeper* and *link*. `nudge`, `hinted`, `stop` are for other threads.
 
     *poll_interval*, *reconnect_max* and *reconnect_spread* are asked each time, in seconds. *rouse* is called when a
     hint asks for an earlier call of `serve` than the one that was returned.
@@ -98,7 +98,6 @@ class Enforcer:
         self._at_once = False
         self._nudged = threading.Event()
         self._stopping = threading.Event()
-        self._reconnect = False
         self._pace = Pace()
         self._next = Wake(0.0, "start")
         self.state: DatabaseState | None = None
@@ -138,10 +137,6 @@ class Enforcer:
         """The sweep in hand has marked a batch; for the thread that serves."""
         self._succeeded()
         self._listener.progressed()
-
-    def reconnect(self) -> None:
-        """Use a new connection from the next sweep on."""
-        self._reconnect = True
 
     def cancel(self) -> None:
         """Have the server end the statements in hand; waits two seconds at most, however many connections."""
@@ -205,9 +200,6 @@ class Enforcer:
         self._listener.woke(reason)
         self._at_once = False
         self._hints.sweep_begins()
-        if self._reconnect:
-            self._reconnect = False
-            self._link.drop()
         try:
             result = self._sweeper.run_once(reason, slack=self._pace.patience)
             result = replace(result, slack=self._pace.slack)

@@ -86,6 +86,11 @@ STARTUP_OPTIONS_DROPPED = _event(
     "warning",
     "A pooler refused startup options (`options`); the timeouts now come from the role.",
 )
+STARTUP_OPTIONS_TAKEN = _event(
+    "startup_options_taken",
+    "info",
+    "Startup options that a pooler had refused are taken again; the timeouts are those of the settings.",
+)
 UPSTREAM_ENGINE_FOUND = _event(
     "upstream_engine_found",
     "error",
@@ -265,8 +270,11 @@ class Events:
         self._say(LISTENER_STATE_CHANGED, at_level="info" if new is ListenerState.UP else None, **fields)
 
     def startup_options_dropped(self, options: Iterable[str]) -> None:
-        """A pooler refused startup options."""
-        self._say(STARTUP_OPTIONS_DROPPED, options=sorted(options))
+        """A pooler refused startup options; none: they are taken again."""
+        if refused := sorted(options):
+            self._say(STARTUP_OPTIONS_DROPPED, options=refused)
+        else:
+            self._say(STARTUP_OPTIONS_TAKEN)
 
     def upstream_engine_found(self, table: str) -> None:
         """Another engine's table of runs was found."""

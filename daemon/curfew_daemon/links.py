@@ -28,7 +28,7 @@ def make_link(
     read_url: Callable[[Settings], str] = read_database_url,
     options: Mapping[str, str] = MappingProxyType({}),
 ) -> Link:
-    """A link for the settings in force; the URL is read again at every connect.
+    """A link for the settings in force; the URL is read again at every connect, and other settings are another epoch.
 
     Raises `SettingsError` if it cannot be read now. *statement_timeout* is in seconds; *read_url* chooses another of
     the settings' URLs, *options* are server settings on top of those that every session has.
@@ -45,6 +45,7 @@ def make_link(
         answer_timeout=statement_timeout + MARGIN,
         on_options_dropped=on_options_dropped,
         beat=beat,
+        epoch=current,
     )
 
 

@@ -101,7 +101,7 @@ METRICS: tuple[Described, ...] = (
     Described(
         "curfew_last_successful_sweep_timestamp_seconds",
         "gauge",
-        "Unix time of the last success: a sweep that ended well or, while one drains, a batch marked; 0 before the first.",
+        "Unix time of the last success: a sweep that ended well, or a batch of one that drains; 0 before the first.",
     ),
     Described(
         "curfew_loop_heartbeat_timestamp_seconds",

@@ -125,10 +125,12 @@ class Claims:
         since: datetime | None,
         *,
         after_each: Callable[[MarkedBatch, bool], None] = lambda _batch, _full: None,
+        cut_short: Callable[[], bool] = lambda: False,
     ) -> int:
         """Claims from *since* on, behind a cursor, until a batch comes back short; the number of claims.
 
-        *after_each* is told of each batch, empty ones too, and whether it was full.
+        *after_each* is told of each batch, empty ones too, and whether it was full. *cut_short* ends this pass as
+        *stopping* ends all.
         """
         after: ClaimedRun | ScanStart | None = None if since is None else ScanStart(since)
         claims = vanished = 0
@@ -157,7 +159,7 @@ class Claims:
             if full:
                 self._pace.in_time(limit)
             after_each(batch, full)
-            if not full or self._stopping():
+            if not full or self._stopping() or cut_short():
                 return claims
             after = batch.runs[-1]
 

@@ -58,9 +58,9 @@ def make_enforcer(
         link.connection,
         batch_size=lambda: current().batch_size,
         on_batch=audience.marked,
-        on_progress=lambda: enforcer.progressed(),
+        on_progress=lambda: enforcer.progressed(),  # noqa: PLW0108  (made below)
         beat=audience.beat,
-        stopping=lambda: enforcer.stopping,
+        stopping=lambda: enforcer.stopping or link.outdated,
         mark=LowWaterMark(lambda: current().poll_interval),
         crew=[
             make_link(current, statement_timeout=settings.statement_timeout)

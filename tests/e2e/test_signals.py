@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from curfew_store.testing import DatabaseTemplate
 from tests.conftest import Database
 from tests.e2e.conftest import Table
 from tests.e2e.daemon_process import DaemonProcess, clean_environment
 from tests.integration.proxy import Stopwatch
+from tests.integration.sessions import eventually
 
 SLACK = 5.0
 """Seconds that a busy machine may add."""
@@ -170,6 +172,31 @@ def test_a_reload_takes_over_what_it_may_and_refuses_the_rest_by_name(
         )
         assert daemon.wait_for("runs_timed_out", count=5)["batches"] == 3
         assert daemon.stop() == 0
+
+
+def test_a_reload_that_names_another_server_takes_everything_there(
+    database: Database, rows: Table, curfew_database: DatabaseTemplate, tmp_path: Path
+) -> None:
+    """Marks and gauges are the new one's at once, however rarely gauges are read, and nothing stays on the old one."""
+    file, name = tmp_path / "env", curfew_database.create()
+    other = Table(curfew_database.server.sqlalchemy_url(name))
+    rows.insert("active")
+    for _ in range(3):
+        other.insert("active")
+    file.write_text(f'CURFEW_DATABASE_URL="{database.conninfo}"\n')
+    try:
+        with DaemonProcess(None, CURFEW_ENV_FILE=str(file), CURFEW_OBSERVE_INTERVAL="300") as daemon:
+            daemon.wait_page("/metrics", 200, "curfew_armed_runs 1.0")
+            file.write_text(f'CURFEW_DATABASE_URL="{curfew_database.server.url(name)}"\n')
+            daemon.signal(signal.SIGHUP)
+            daemon.wait_page("/metrics", 200, "curfew_armed_runs 3.0")
+            other.await_marked(other.insert("overdue"))
+            stays = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'curfewd %' AND datname = :name"
+            eventually(lambda: rows.sql(stays, name=database.name)[0][0] == 0, "no session stays on the old one")
+            assert daemon.stop() == 0
+    finally:
+        other.close()
+        curfew_database.drop(name)
 
 
 def test_a_reload_of_a_bad_file_keeps_the_old_settings(database: Database, rows: Table, tmp_path: Path) -> None:

@@ -242,10 +242,11 @@ def test_a_stop_ends_what_further_connections_have_in_hand(
     assert rows.sql(asleep)[0][0] == 0
 
 
-def test_a_daemon_that_drains_is_ready(
+@pytest.fixture
+def draining(
     rows: Rows, start: Callable[[], Running], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its first sweep need not have ended: a marked batch makes it ready, the database up and the alert's gauge new."""
+) -> Iterator[tuple[Running, threading.Event]]:
+    """A daemon in its first sweep, with six of twenty runs marked; the third claim waits for the event."""
     monkeypatch.setattr("curfew_daemon.passes.FIRST_BATCH", 2)
     claim, claims, go_on = Claims._claim, itertools.count(1), threading.Event()
 
@@ -255,18 +256,31 @@ def test_a_daemon_that_drains_is_ready(
         return claim(*args)
 
     monkeypatch.setattr(Claims, "_claim", held)
-    for _ in range(9):
+    for _ in range(20):
         rows.insert("overdue")
     running = start()
-    try:
-        eventually(lambda: running.count("curfew_runs_timed_out_total") == 6, "two batches are marked")
-        eventually(lambda: running.daemon._readiness() == (True, "ok"), "it is ready")
-        assert running.count("curfew_database_up") == 1
-        assert running.count("curfew_last_successful_sweep_timestamp_seconds") > 1.6e9
-        assert running.daemon._board.facts().verdict is Verdict.LATE  # and not: starting
-        assert running.count("curfew_sweeps_total", outcome="ok") == 0
-    finally:
-        go_on.set()
+    eventually(lambda: running.count("curfew_runs_timed_out_total") == 6, "two batches are marked")
+    yield running, go_on
+    go_on.set()
+
+
+def test_a_daemon_that_drains_is_ready(draining: tuple[Running, threading.Event]) -> None:
+    """Its first sweep need not have ended: a marked batch makes it ready, the database up and the alert's gauge new."""
+    running, _ = draining
+    eventually(lambda: running.daemon._readiness() == (True, "ok"), "it is ready")
+    assert running.count("curfew_database_up") == 1
+    assert running.count("curfew_last_successful_sweep_timestamp_seconds") > 1.6e9
+    assert running.daemon._board.facts().verdict is Verdict.LATE  # and not: starting
+    assert running.count("curfew_sweeps_total", outcome="ok") == 0
+
+
+def test_a_drain_in_hand_follows_the_settings(draining: tuple[Running, threading.Event]) -> None:
+    """It ends with the batch in hand, and goes on at once with the new ones."""
+    running, go_on = draining
+    running.daemon._settings = running.daemon._settings.model_copy()
+    go_on.set()
+    eventually(lambda: running.count("curfew_runs_timed_out_total") == 20, "the rest is marked")
+    assert running.count("curfew_wakeups_total", reason="more") == 1
 
 
 def test_a_slow_page_is_no_failed_observation(

@@ -37,6 +37,7 @@ def make_link(
     answer_timeout: float = 15,
     dropped: Callable[[list[str]], None] = lambda _: None,
     beat: Callable[[], None] = lambda: None,
+    epoch: Callable[[], object] = lambda: None,
 ) -> Link:
     return Link(
         tables_in("public"),
@@ -48,6 +49,7 @@ def make_link(
         answer_timeout=answer_timeout,
         on_options_dropped=dropped,
         beat=beat,
+        epoch=epoch,
     )
 
 
@@ -258,7 +260,7 @@ def test_several_hosts_mean_the_one_that_can_be_written_to(database: Database) -
 
 
 def test_options_that_a_pooler_refuses_are_left_out_and_said_once(proxy: Proxy) -> None:
-    """The same attempt goes on without them; later connections do not send them again."""
+    """The same attempt goes on without them; so does the next connection, which is told of no more."""
     said: list[list[str]] = []
     proxy.takes_options = False
     with closing(make_link(through(proxy), dropped=said.append)) as link:
@@ -266,8 +268,53 @@ def test_options_that_a_pooler_refuses_are_left_out_and_said_once(proxy: Proxy) 
         assert proxy.accepted == 2
         link.drop()
         assert backend(link)
-        assert proxy.accepted == 3
+        assert proxy.accepted == 4
     assert said == [sorted(OPTIONS)]
+
+
+def test_options_are_taken_again_once_nothing_refuses_them(proxy: Proxy) -> None:
+    """The pooler has gone: the next connection has its time limits, which is said as well, once."""
+    said: list[list[str]] = []
+    proxy.takes_options = False
+    with closing(make_link(through(proxy), dropped=said.append)) as link:
+        assert link.connection().execute(text("SHOW statement_timeout")).scalar_one() == "0"
+        proxy.takes_options = True
+        for _ in range(2):
+            link.drop()
+            assert link.connection().execute(text("SHOW statement_timeout")).scalar_one() == "4s"
+        assert said == [sorted(OPTIONS), []]
+
+
+# Other settings
+
+
+def test_other_settings_are_another_connection(database: Database) -> None:
+    """Asked for again after a change, the link gives a new one, and the same from then on."""
+    settings = [object()]
+    with closing(make_link(database.conninfo, epoch=lambda: settings[-1])) as link:
+        first = backend(link)
+        assert not link.outdated
+        settings.append(object())
+        assert link.outdated
+        second = backend(link)
+        assert (second != first, link.outdated) == (True, False)
+        assert backend(link) == second
+
+
+def test_an_attempt_to_reach_the_former_server_is_given_up(database: Database, proxy: Proxy) -> None:
+    """It may be in hand for long and succeed in the end; the new settings have their own attempt at once."""
+    settings = [through(proxy)]
+    proxy.mode = "black hole"
+    link = make_link(lambda: settings[-1], epoch=lambda: settings[-1], connect_timeout=10, longest_dial=0.1)
+    with closing(link):
+        with pytest.raises(sqlalchemy.exc.OperationalError):
+            link.connection()
+        link.drop()
+        settings.append(database.conninfo)
+        link._longest_dial = 15
+        assert link.connection().execute(text("SELECT current_database()")).scalar_one() == database.name
+        proxy.cut()
+        _await_dialled()
 
 
 def test_options_of_the_operators_own_are_never_left_out(proxy: Proxy) -> None:

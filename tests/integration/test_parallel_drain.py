@@ -47,6 +47,7 @@ class Link:
         self._connection: Connection | None = None
         self.connects = 0
         self.cancelled = 0
+        self.outdated = False
         self.closed = False
         self.on_cancel: Callable[[], None] = lambda: None
 
@@ -235,6 +236,28 @@ def test_the_end_waits_for_what_the_crew_has_in_hand(
     assert not crew_threads()
     one.sweeper.close()
     assert all(link.closed for link in links)
+
+
+def test_a_connection_of_former_settings_ends_its_part(
+    rows: Rows, engine: Engine, sweep: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the batch in hand it marks no more; the next backlog finds it with the new ones."""
+    monkeypatch.setattr(crew_module, "LONGEST_WAIT", 30.0)
+    fill(rows, 60)
+    link = Link(engine)
+    link.outdated = True
+    one = sweep([link])
+    helped: list[str] = []
+
+    def batch() -> None:
+        if (name := threading.current_thread().name).startswith("curfewd-crew"):
+            helped.append(name)
+        elif one.batches[3:]:
+            eventually(lambda: helped or not crew_threads(), "it has had its turn")
+
+    one.on_batch = batch
+    assert one.sweeper.run_once("deadline").marked == 60
+    assert (link.connects, len(helped)) == (1, 1)
 
 
 def test_a_crew_is_cancelled_all_at_once(

@@ -385,16 +385,6 @@ def test_every_sweep_and_every_failure_beats() -> None:
         assert bench.beats == 2 * n
 
 
-def test_a_reconnect_takes_a_new_connection_once() -> None:
-    """Asked for by another thread, it happens before the next sweep and not again."""
-    bench = Bench(swept(), swept(), swept())
-    bench.enforcer.serve()
-    bench.enforcer.reconnect()
-    bench.enforcer.serve()
-    bench.enforcer.serve()
-    assert bench.drops == 1
-
-
 def test_settings_in_force_are_asked_each_time() -> None:
     """A poll interval changed by a reload counts from the next sweep on."""
     bench = Bench(swept(), swept())

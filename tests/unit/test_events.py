@@ -85,6 +85,7 @@ def every_method(events: Events) -> list[Callable[[], None]]:
         lambda: events.database(None, DatabaseState.UNREACHABLE, "start it", error),
         lambda: events.listener(None, ListenerState.SILENT, "go past the pooler", error),
         lambda: events.startup_options_dropped(["statement_timeout"]),
+        lambda: events.startup_options_dropped([]),
         lambda: events.upstream_engine_found("public.flow_runs"),
         lambda: events.marked(batch),
         lambda: events.swept(replace(SWEEP, marked=1, run_ids=(RUN.run_id,), lag_max=0.002)),
@@ -128,7 +129,7 @@ def test_every_event_is_in_the_catalogue_and_said() -> None:
     said = {line["event"]: line["level"] for line in json_lines(stream)}
     assert said == {event.name: event.level for event in module._ALL}
     methods = [name for name in vars(Events) if not name.startswith("_")]
-    assert len(calls) == len(methods) + 1  # swept twice: with marks and without
+    assert len(calls) == len(methods) + 2  # twice: swept, with marks and without, and options, refused and taken
     assert len(json_lines(stream)) == len(EVENTS)
 
 
