@@ -113,7 +113,11 @@ METRICS: tuple[Described, ...] = (
         "counter",
         "Searches for overdue runs over the whole index; the others begin at a low-water mark.",
     ),
-    Described("curfew_full_look_duration_seconds", "gauge", "Duration of the last search over the whole index."),
+    Described(
+        "curfew_full_look_duration_seconds",
+        "gauge",
+        "Duration of the last search over the whole index, on the server.",
+    ),
     Described(
         "curfew_full_look_period_seconds", "gauge", "Time between two searches over the whole index; more if they cost."
     ),

@@ -63,7 +63,7 @@ class SweepResult:
     overdue_age: float = 0.0  # of the earliest run that remains
     known_lag: float | None = None  # the largest lag among runs that an earlier sweep knew of
     beaten: bool = False  # a run that the sweep expected had been marked by another daemon
-    full_look: float | None = None  # duration of the full look, None where the sweep needed none
+    full_look: float | None = None  # what the full look took the server, None where the sweep needed none
     full_look_period: float = 0.0
     full_look_in: float | None = None  # when the next is due, None where the next poll does it
     slack: float = 0.0  # the daemon's: how long it sleeps past a deadline that others may meet

@@ -68,7 +68,7 @@ class LowWaterMark:
         self._full_due = 0.0
 
     def learned(self, *, now: datetime, earliest_overdue: datetime | None, full: bool, duration: float) -> None:
-        """A look that began at *now*, by the database's clock, found this; it took *duration*."""
+        """A look that began at *now*, by the database's clock, found this; it took the server *duration*."""
         if self._last_now is not None and now <= self._last_now:
             self.reset()  # the clock was stepped back: deadlines that had passed may lie ahead again
             return

@@ -193,8 +193,9 @@ def look_ahead(
         given["expected"], given["expected_since"] = expected
     cursor = conn.exec_driver_sql(sql, given).cursor
     assert cursor is not None
-    ((next_due_in, next_run, earliest, now, *rest),) = cursor.fetchall()
-    return LookAhead(next_due_in, next_run, None if earliest is None else moment(earliest), moment(now), *rest)
+    ((next_due_in, next_run, earliest, now, took, *rest),) = cursor.fetchall()
+    overdue = None if earliest is None else moment(earliest)
+    return LookAhead(next_due_in, next_run, overdue, moment(now), max(0.0, took), *rest)
 
 
 @cache
@@ -216,7 +217,7 @@ def look_ahead_statement(tables: Tables, *, partial: bool = False, expecting: bo
         .subquery("following")
     )
     # Capped, since the difference to an infinite deadline is an error before PostgreSQL 17.
-    capped = func.least(following.c.timeout_at_utc, func.now() + literal_column("interval '86400 seconds'"))
+    capped = func.least(following.c.timeout_at_utc, func.now() + literal_column("interval '100 years'"))
     # The edge of the index and not EXISTS: on statistics that still say "much is due" the planner answers
     # EXISTS by a scan of the whole table (14 ms against 0.2 ms on 100,000 marked rows, and it grows).
     overdue = select(controls.c.timeout_at_utc).where(due(controls))
@@ -229,6 +230,8 @@ def look_ahead_statement(tables: Tables, *, partial: bool = False, expecting: bo
         following.c.run_id,
         _epoch(edge.c.timeout_at_utc),
         _epoch(func.now()),
+        # Volatile, so that it is read when all that the row is made of has been found.
+        _epoch(func.clock_timestamp() - func.now()),
     ]
     if expecting:
         run = controls.alias("expected")

@@ -192,15 +192,16 @@ class LookAhead:
 
     *next_due_in*: seconds from the start of the statement to the earliest armed deadline that is still in
     the future, ``None`` where there is none. *earliest_overdue*: the earliest deadline of an armed run that is
-    due and not marked, locked ones included, from where the look began. *now*: when the statement began.
-    *expected_marked*: whether the run that was asked for has been marked, at the moment asked for or later; ``None``
-    if none was asked for.
+    due and not marked, locked ones included, from where the look began. *now*: when the statement began. *took*: for
+    how many seconds the server was at it, whatever the network added. *expected_marked*: whether the run that was asked
+    for has been marked, at the moment asked for or later; ``None`` if none was asked for.
     """
 
     next_due_in: float | None
     next_run_id: UUID | None
     earliest_overdue: datetime | None
     now: datetime
+    took: float = 0.0
     expected_marked: bool | None = None
 
     @property

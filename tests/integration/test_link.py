@@ -15,6 +15,7 @@ from sqlalchemy import create_engine, text
 from curfew_daemon.database import Link, NoAnswer, bounded_engine, startup_conninfo
 from curfew_daemon.failures import DatabaseRefusal, state_of
 from curfew_daemon.results import DatabaseState
+from curfew_daemon.sweeper import Sweeper
 from curfew_store.embedded import EmbeddedPostgres
 from curfew_store.errors import SchemaMismatch
 from curfew_store.migrate import upgrade
@@ -384,6 +385,19 @@ def test_a_slow_network_is_no_outage(proxy: Proxy) -> None:
         proxy.mode = "delay"
         proxy.delay = 0.1
         assert [backend(link) for _ in range(5)]
+
+
+def test_a_slow_network_is_no_costly_search(proxy: Proxy) -> None:
+    """What a full look took is the server's time, whatever the way there adds; so it stays as frequent as polls."""
+    with closing(make_link(through(proxy))) as link:
+        sweeper = Sweeper(tables_in("public"), link.connection, batch_size=lambda: 1, on_batch=lambda _batch: None)
+        link.connection()
+        proxy.mode = "delay"
+        proxy.delay = 1.0
+        result = sweeper.run_once()
+        assert result.duration >= 1.0
+        assert result.full_look is not None
+        assert 0 < result.full_look < 1.0
 
 
 def test_a_dial_that_outlasts_its_wait_is_asked_again_and_never_doubled(proxy: Proxy) -> None:

@@ -104,7 +104,19 @@ def test_a_mark_counts_from_the_moment_on_that_was_asked_for(store: FlowRunContr
     assert told == [True, False, False, None]
 
 
-def test_a_deadline_that_is_centuries_ahead_is_a_day_ahead(store: FlowRunControlStore, at_noon: Connection) -> None:
-    """How long it is to the next deadline is capped at a day: nobody sleeps longer."""
-    _armed(store, NOW + timedelta(days=30_000))
-    assert look_ahead(at_noon, TABLES).next_due_in == 86_400
+def test_a_deadline_far_ahead_is_told_as_it_is(store: FlowRunControlStore, at_noon: Connection) -> None:
+    """However long it is to it, up to a century, which stands for all that is beyond."""
+    run = _armed(store, NOW + timedelta(days=400_000))
+    assert look_ahead(at_noon, TABLES).next_due_in == 36_524 * 86_400
+    store.configure_run(run, FLOW, "t", None, NOW + timedelta(days=30_000))
+    assert look_ahead(at_noon, TABLES).next_due_in == 30_000 * 86_400
+
+
+def test_what_the_server_spends_on_a_look_is_told(database: Database, at_noon: Connection) -> None:
+    """A search that takes it long says so."""
+    with psycopg.connect(database.conninfo, autocommit=True) as conn:
+        conn.execute(
+            "CREATE OR REPLACE FUNCTION clock.now() RETURNS timestamptz LANGUAGE plpgsql STABLE"
+            " AS $$ BEGIN PERFORM pg_sleep(0.2); RETURN pg_catalog.now(); END $$"
+        )
+    assert look_ahead(at_noon, TABLES).took >= 0.2

@@ -98,7 +98,7 @@ class AsEnforcement:
             None if following is None else UUID(int=following[1] + 1),
             None if looked.overdue is None else moment_of(looked.overdue[0]),
             moment_of(looked.now),
-            looked.expected_marked,
+            expected_marked=looked.expected_marked,
         )
 
     def claim_overdue(
