@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from tests.faults import evidence
@@ -21,7 +23,7 @@ from tests.faults.record import Record
 
 __all__ = ["Campaign", "Outcome", "run"]
 
-LAB_SECONDS: Final = 240.0
+LAB_SECONDS: Final = 360.0
 
 
 @dataclass
@@ -37,6 +39,10 @@ class Outcome:
     changes: int = 0
     marks: int = 0
     labs: int = 0
+    lost: list[str] = field(default_factory=list)
+    """Labs that could not be opened, or not be judged, and why: what was struck there is not counted."""
+    stalled: float = 0.0
+    """Seconds in which the machine itself stood still, over all labs."""
     seconds: float = 0.0
     server_version: str = ""
     digests: list[str] = field(default_factory=list)
@@ -50,6 +56,7 @@ class Outcome:
         self.changes += len(record.changes)
         self.marks += sum(change.is_mark for change in record.changes)
         self.labs += 1
+        self.stalled += sum(end - begin for begin, end in record.stalls) / 1e6
         self.digests.append(digest_of_history(record))
 
 
@@ -67,7 +74,8 @@ def digest_of_history(record: Record) -> str:
 class Campaign:
     """What is to be run: *seconds* of strikes by *kinds*, or at *most* so many strikes per stage.
 
-    With *once* each kind strikes once, in a random order, as far as the time goes.
+    With *once* each kind strikes once, in a random order, as far as the time goes. *keep* is a folder for what is to be
+    known of labs in which something was violated, or of *keep_all*.
     """
 
     kinds: Sequence[Kind]
@@ -80,6 +88,8 @@ class Campaign:
     rate: float = 120.0
     horizon: float = 6.0
     settings: Mapping[str, str] = field(default_factory=dict)
+    keep: Path | None = None
+    keep_all: bool = False
 
     def plan(self) -> list[tuple[str, list[Kind], int, float]]:
         """The labs: stage, kinds, seed of the schedule, and seconds. Time is shared out by the number of kinds."""
@@ -104,15 +114,34 @@ def run(campaign: Campaign, say: Callable[[str], None], *, quiet: bool = False) 
         say(f"lab {outcome.labs + 1} ({stage}, schedule {seed}): {seconds:.0f} s of {len(kinds)} kinds")
         load = (campaign.daemons, campaign.producers, campaign.rate, campaign.horizon)
         options = LabOptions(*load, seed=seed, settings=campaign.settings, quiet=quiet)
-        with STAGES[stage](options) as lab:
-            outcome.server_version = lab.server.server_version
-            record = _struck_and_rested(lab, campaign, kinds, seed, seconds, outcome.botched)
+        try:
+            _one_lab(stage, options, campaign, (kinds, seed, seconds), outcome, say)
+        except Exception as error:  # noqa: BLE001  (an hour's other labs are not to be lost with it)
+            outcome.lost.append(f"{stage}, schedule {seed}: {type(error).__name__}: {error}")
+            say(f"  LAB LOST: {traceback.format_exc()}")
+    outcome.seconds = time.monotonic() - begun
+    return outcome
+
+
+def _one_lab(
+    stage: str,
+    options: LabOptions,
+    campaign: Campaign,
+    part: tuple[Sequence[Kind], int, float],
+    outcome: Outcome,
+    say: Callable[[str], None],
+) -> None:
+    with STAGES[stage](options) as lab:
+        outcome.server_version = lab.server.server_version
+        record = _struck_and_rested(lab, campaign, *part, outcome.botched)
         violations = check(record)
         outcome.add(record, violations)
         for violation in violations:
             say(f"  VIOLATION {violation.invariant}: {violation.said}")
-    outcome.seconds = time.monotonic() - begun
-    return outcome
+        if campaign.keep and (violations or campaign.keep_all):
+            folder = campaign.keep / f"{stage.replace(' ', '-')}-{part[1]}"
+            evidence.keep(lab, record, violations, folder)
+            say(f"  kept: {folder}")
 
 
 def _struck_and_rested(

@@ -88,7 +88,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Change:
-    """One committed change of a control row; *at* is the server's clock while the row was locked for it."""
+    """One committed change of a control row; *at* is the server's clock while the row was locked for it.
+
+    *committed* is when everybody could see it, where the server knows.
+    """
 
     number: int
     run_id: UUID
@@ -100,6 +103,7 @@ class Change:
     operation: Literal["INSERT", "UPDATE", "DELETE"]
     old: Row | None
     new: Row | None
+    committed: int | None = None
 
     @property
     def is_mark(self) -> bool:
@@ -152,12 +156,15 @@ def _row(values: tuple[Any, ...]) -> Row | None:
 def changes(conn: psycopg.Connection[Any]) -> list[Change]:
     """Every committed change in the order in which the trigger saw them."""
     head = f"number, run_id, {_us('at')}, {_us('statement_at')}, xid::text::bigint, session, call, operation"
-    cursor = conn.execute(f"SELECT {head}, {_columns('old')}, {_columns('new')} FROM lab.change ORDER BY number")
+    committed = _us("pg_xact_commit_timestamp(xid::xid)")
+    cursor = conn.execute(
+        f"SELECT {head}, {_columns('old')}, {_columns('new')}, {committed} FROM lab.change ORDER BY number"
+    )
     found = []
     for row in cursor:
         number, run_id, at, statement_at, xid, session, call, operation = row[:8]
-        old, new = _row(row[8:18]), _row(row[18:])
-        found.append(Change(number, run_id, at, statement_at, xid, session, call, operation, old, new))
+        old, new = _row(row[8:18]), _row(row[18:28])
+        found.append(Change(number, run_id, at, statement_at, xid, session, call, operation, old, new, row[28]))
     return found
 
 

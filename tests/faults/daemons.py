@@ -21,6 +21,8 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 9)
 os.execv(sys.executable, [sys.executable, "-m", "curfew_daemon", "run"])
 """
+READY_WITHIN = 90.0
+"""Seconds for a start, which is no promise: on a machine with much else to do Python alone may take half a minute."""
 _STOP_WITHIN = 15.0
 _LOOK_EVERY = 0.05
 
@@ -63,14 +65,15 @@ class DaemonProcess:
             raise RuntimeError(f"{self.application_name} does not listen yet; its log ends with:\n{self.last_lines()}")
         return address
 
-    def wait_until_ready(self, seconds: float = 30.0) -> None:
+    def wait_until_ready(self, seconds: float = READY_WITHIN) -> None:
         """Return once ``/readyz`` says yes; raises `TimeoutError` with the end of the log if it does not."""
         give_up = time.monotonic() + seconds
         while time.monotonic() < give_up and self._process.poll() is None:
             if (page := self._address()) and _answers(f"{page}/readyz"):
                 return
             time.sleep(_LOOK_EVERY)
-        raise TimeoutError(f"{self.application_name} is not ready; its log ends with:\n{self.last_lines()}")
+        how = "is not ready" if self.exit_code is None else f"has ended with {self.exit_code}"
+        raise TimeoutError(f"{self.application_name} {how}; its log ends with:\n{self.last_lines()}")
 
     def has_marked(self) -> bool:
         """Whether it has said that it marked a run."""

@@ -1,11 +1,13 @@
-"""Brings a laboratory to rest and takes down all that the checker needs."""
+"""Brings a laboratory to rest, takes down all that the checker needs, and keeps it for whoever looks for a cause."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +22,14 @@ from tests.faults.lab import SECRET, Lab
 from tests.faults.nemesis import Struck
 from tests.faults.procfs import held_by
 from tests.faults.record import DaemonFacts, EndState, LoggedMark, Record
-from tests.faults.strikes import now
+from tests.faults.strikes import Violation, now
 
-__all__ = ["collected", "rest"]
+__all__ = ["collected", "keep", "rest"]
 
 REST_WITHIN: Final = 20.0
-READY_WITHIN: Final = 30.0
+READY_WITHIN: Final = 90.0
+LEFT_WITHIN: Final = 5.0
+"""Seconds in which what has been closed has to be gone from the server's lists."""
 
 _OVERDUE: Final = """
 SELECT run_id FROM flow_run_controls
@@ -36,7 +40,9 @@ _SESSIONS: Final = """
 SELECT application_name || ' (' || state || coalesce(', ' || wait_event, '') || ')' FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
   AND state_change < now() - interval '2 seconds' AND (usename <> 'lab_daemon' OR state LIKE 'idle in transaction%')
+  AND (application_name NOT LIKE 'lab %' OR application_name ~ '^lab (producer|caller|strike)')
 """
+"""Not the laboratory's own: of the sessions that it names, only those through which a store is called."""
 _PER_DAEMON: Final = """
 SELECT split_part(application_name, ' ', 2) || ' has ' || count(*) || ' sessions' FROM pg_stat_activity
 WHERE usename = 'lab_daemon' GROUP BY split_part(application_name, ' ', 2) HAVING count(*) > 4
@@ -106,6 +112,7 @@ def collected(lab: Lab, struck: list[Struck], digests: tuple[str, str]) -> Recor
             endings=tuple(lab.fleet.endings),
             bystanders=lab.bystanders,
             end=end,
+            stalls=lab.stalls.spans,
             batch_size=int(lab.fleet.settings["CURFEW_BATCH_SIZE"]),
             ended_at=ended_at,
             planned_digest=digests[0],
@@ -113,11 +120,43 @@ def collected(lab: Lab, struck: list[Struck], digests: tuple[str, str]) -> Recor
         )
 
 
+def keep(lab: Lab, record: Record, violations: Sequence[Violation], folder: Path) -> None:
+    """Leave in *folder*, which is made: the logs, and what was judged, a JSON object a line, times in microseconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for log in [*lab.logs.glob("*.log"), lab.server.log_path]:
+        shutil.copyfile(log, folder / log.name)
+    kept: dict[str, Iterable[object]] = {
+        "violations": violations,
+        "strikes": ({"name": each.kind.name, **vars(each.strike), "recovery": each.recovery} for each in record.struck),
+        "calls": record.calls,
+        "changes": record.changes,
+        "key_changes": record.key_changes,
+        "rows": ({"run_id": run_id, **vars(row)} for run_id, row in record.rows.items()),
+        "daemons": record.daemons,
+        "endings": record.endings,
+        "stalls": record.stalls,
+        "end": [record.end],
+    }
+    for name, things in kept.items():
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as sink:
+            sink.writelines(json.dumps(each, default=_plainly) + "\n" for each in things)
+
+
+def _plainly(value: object) -> object:
+    if is_dataclass(value):
+        return vars(value)
+    return list(value) if isinstance(value, frozenset) else str(value)
+
+
 def _end_state(lab: Lab, admin: psycopg.Connection[Any], overdue: tuple[UUID, ...]) -> EndState:
     def said(statement: str) -> tuple[str, ...]:
         return tuple(str(row[0]) for row in admin.execute(statement))
 
-    sessions = said(_SESSIONS) + said(_PER_DAEMON)
+    give_up = time.monotonic() + LEFT_WITHIN
+    while sessions := said(_SESSIONS) + said(_PER_DAEMON):
+        if time.monotonic() > give_up:
+            break
+        lab.pause(0.1)
     return EndState(
         overdue=overdue,
         sessions=sessions,

@@ -16,6 +16,9 @@ from tests.faults.daemons import DaemonProcess
 
 __all__ = ["Ending", "Fleet"]
 
+_STOPPED_TOGETHER = 8
+"""More would take the processor from each other for longer than a daemon is given to stop."""
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -114,9 +117,11 @@ class Fleet:
 
     def stop(self) -> None:
         """Stop them all and take note of their exit codes."""
+        with ThreadPoolExecutor(_STOPPED_TOGETHER, thread_name_prefix="lab-stopper") as pool:
+            for daemon in self.members:
+                _thaw(daemon)
+                pool.submit(daemon.stop)
         for daemon in self.members:
-            _thaw(daemon)
-            daemon.stop()
             self.forget(daemon, meant=daemon.exit_code == 0)
 
     def close(self) -> None:

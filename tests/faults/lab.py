@@ -36,21 +36,24 @@ from tests.faults.history import Client, History
 from tests.faults.procfs import held_by
 from tests.faults.producers import Producers
 from tests.faults.runs import database_now
+from tests.faults.stalls import Stalls
 from tests.faults.strikes import NEEDS, Kind, Moment, Strike, Violation, now
 from tests.faults.wire import Wire
 
-__all__ = ["NEEDS", "Kind", "Lab", "LabOptions", "Moment", "Strike", "Violation", "now"]
+__all__ = ["NEEDS", "Kind", "Lab", "LabOptions", "Moment", "Strike", "Violation", "now", "server_settings"]
 
 DATABASE: Final = "postgres"
 SECRET: Final = "kept-canary-7f3a9c51"
 """The daemons' password, which is to show nowhere; the server asks for none."""
 BYSTANDERS: Final = 200
-SERVER_SETTINGS: Final[Mapping[str, str]] = {
-    "max_connections": "150",
+_CONNECTIONS: Final = 150
+_CONNECTIONS_EACH: Final = 6
+_SERVER_SETTINGS: Final[Mapping[str, str]] = {
     "max_prepared_transactions": "8",
     "wal_level": "logical",
     "max_replication_slots": "8",
     "log_lock_waits": "on",
+    "track_commit_timestamp": "on",
     "idle_in_transaction_session_timeout": "20s",
 }
 _ROLES: Final = """
@@ -59,6 +62,12 @@ CREATE ROLE lab_producer LOGIN;
 GRANT SELECT, INSERT, UPDATE, DELETE ON flow_run_controls, flow_idempotency_keys TO lab_daemon, lab_producer;
 GRANT SELECT ON curfew_schema_version TO lab_daemon, lab_producer;
 """
+
+
+def server_settings(options: LabOptions, **more: str) -> dict[str, str]:
+    """What a server of a lab of that size is started with, and *more*."""
+    most = max(_CONNECTIONS, 50 + _CONNECTIONS_EACH * options.daemons)
+    return {**_SERVER_SETTINGS, "max_connections": str(most), **more}
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,7 @@ class Lab:
         self.engine: Engine = create_engine(server.sqlalchemy_url(DATABASE), poolclass=NullPool)
         stack.callback(self.engine.dispose)
         self._prepare()
+        self.stalls = stack.enter_context(Stalls())
         self.proxy = stack.enter_context(Wire(server.port))
         self.producer_proxy = stack.enter_context(Wire(server.port))
         self.history = History()
@@ -106,12 +116,12 @@ class Lab:
         """A lab with its daemons ready and its producers at work; *server* defaults to a durable one of its own.
 
         A server that is handed in listens on TCP (``EmbeddedPostgres.start(tcp=True, durable=True, ...)``), has
-        `SERVER_SETTINGS`, and its database ``postgres`` is empty; it stays with the caller.
+        `server_settings`, and its database ``postgres`` is empty; it stays with the caller.
         """
         with ExitStack() as stack:
             if server is None:
                 server = stack.enter_context(
-                    EmbeddedPostgres.start(durable=True, tcp=True, settings=dict(SERVER_SETTINGS))
+                    EmbeddedPostgres.start(durable=True, tcp=True, settings=server_settings(options))
                 )
             logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="curfew-lab-")))
             lab = cls(server, options, logs, stack)

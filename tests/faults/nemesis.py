@@ -1,7 +1,8 @@
 """Strikes in their time: a schedule that follows from the seed alone, and its execution.
 
 The schedule is endless, and a run takes as much of it as it has time for. It consists of rounds; in each round
-every kind has its turns, light ones more often, in a random order. Strikes overlap unless a kind wants to be alone.
+every kind has its turns, light ones more often, in a random order. Strikes overlap unless a kind wants to be alone;
+those that do come in groups, since each that does not would end before the next one alone and after the last.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from tests.faults.lab import Kind, Lab, Strike, Violation
 __all__ = ["Nemesis", "Planned", "Struck", "digest_of", "schedule"]
 
 LIGHT_TURNS: Final = 4
-OVERLAP: Final = 3
-PAUSE: Final = (0.05, 0.5)
+GROUP: Final = 12
+"""How many strikes that may overlap come in succession."""
+OVERLAP: Final = 4
+PAUSE: Final = (0.05, 0.4)
 RECOVERY_PATIENCE: Final = 30.0
 
 
@@ -51,8 +54,22 @@ def schedule(kinds: Sequence[Kind], seed: int, *, light_turns: int = LIGHT_TURNS
     turns = [kind for kind in kinds for _ in range(1 if kind.heavy else light_turns)]
     while turns:
         rng.shuffle(turns)
-        for kind in turns:
+        for kind in _grouped(turns):
             yield Planned(kind, rng.getrandbits(48), rng.uniform(*PAUSE))
+
+
+def _grouped(turns: Sequence[Kind]) -> Iterator[Kind]:
+    """The same in another order: groups that may overlap, and between them in even parts those that may not."""
+    company = [kind for kind in turns if not kind.alone]
+    alone = [kind for kind in turns if kind.alone]
+    groups = max(1, round(len(company) / GROUP))
+    for number in range(groups):
+        yield from _part(company, number, groups)
+        yield from _part(alone, number, groups)
+
+
+def _part(kinds: Sequence[Kind], number: int, parts: int) -> Sequence[Kind]:
+    return kinds[len(kinds) * number // parts : len(kinds) * (number + 1) // parts]
 
 
 def digest_of(planned: Iterator[Planned], count: int) -> str:

@@ -65,6 +65,8 @@ class Record:
     endings: Sequence[Ending] = ()
     bystanders: dict[UUID, Row] = field(default_factory=dict)
     end: EndState = field(default_factory=EndState)
+    stalls: Sequence[tuple[int, int]] = ()
+    """When the whole machine stood still, in microseconds since 1970: see `tests.faults.stalls`."""
     batch_size: int = 500
     ended_at: int = 0
     planned_digest: str = ""

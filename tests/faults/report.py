@@ -48,16 +48,18 @@ def _summary(runs: Sequence[dict[str, Any]]) -> list[str]:
     calls, marks = (sum(run[name] for run in runs) for name in ("calls", "marks"))
     minutes = sum(run["seconds"] for run in runs) / 60
     spent = f"{minutes:.0f} minutes of {len(runs)} {'run' if len(runs) == 1 else 'runs'}"
+    lost = sum(len(run.get("labs_lost", ())) for run in runs)
+    verdict = f"{broken:,} violations" + (f", {lost} laboratories lost" if lost else "")
     lines = [
-        f"**{injected:,} faults in {spent}, {calls:,} calls, {marks:,} marks: {broken:,} violations.**",
+        f"**{injected:,} faults in {spent}, {calls:,} calls, {marks:,} marks: {verdict}.**",
         "",
-        "| seed | minutes | faults | calls | violations | PostgreSQL | commit |",
-        "|---:|---:|---:|---:|---:|---|---|",
+        "| seed | minutes | daemons | faults | calls | violations | PostgreSQL | commit |",
+        "|---:|---:|---:|---:|---:|---:|---|---|",
     ]
     for run in runs:
         commit, _, rest = run["commit"].partition(" ")
         lines.append(
-            f"| {run['seed']} | {run['seconds'] / 60:.0f} | {run['injected']:,} | {run['calls']:,}"
+            f"| {run['seed']} | {run['seconds'] / 60:.0f} | {run['daemons']} | {run['injected']:,} | {run['calls']:,}"
             f" | {sum(run['violations'].values())} | {run['versions']['postgresql']} | `{commit[:10]}`"
             f"{f' {rest}' if rest else ''} |"
         )

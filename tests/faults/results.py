@@ -37,6 +37,8 @@ def as_data(campaign: Campaign, outcome: Outcome, all_kinds: Sequence[Kind]) -> 
         "versions": {"python": platform.python_version(), "postgresql": outcome.server_version}
         | {name: version(name) for name in _PACKAGES},
         "labs": outcome.labs,
+        "labs_lost": outcome.lost,
+        "stalled_seconds": round(outcome.stalled, 1),
         "daemons": campaign.daemons,
         "producers": campaign.producers,
         "calls": outcome.calls,
@@ -122,12 +124,13 @@ def shown(data: dict[str, Any], *, whole: bool = True) -> str:
     if whole:
         lines += [f"{code:5} {0:6}  {TITLES[code]}: {reason}" for code, reason in data["not_injected"].items()]
     lines += [f"{code:5} could not be injected {times} times" for code, times in data["botched"].items()]
+    lines += [f"LOST LAB {each}" for each in data["labs_lost"]]
     broken = {name: count for name, count in data["violations"].items() if count}
     lines.append(
-        f"faults: {'FAIL' if broken else 'PASS'} seed={data['seed']} injected={data['injected']}"
+        f"faults: {'FAIL' if broken or data['labs_lost'] else 'PASS'} seed={data['seed']} injected={data['injected']}"
         f" calls={data['calls']} marks={data['marks']} violations={sum(broken.values())}"
         + "".join(f" {name}={count}" for name, count in broken.items())
-        + f" seconds={data['seconds']}"
+        + f" seconds={data['seconds']} stalled={data['stalled_seconds']}"
     )
     return "\n".join(lines)
 

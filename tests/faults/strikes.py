@@ -44,13 +44,15 @@ def now() -> Moment:
 class Violation:
     """An invariant that does not hold, and by what it is seen.
 
-    *at* is when, in microseconds since 1970, and *code* the fault that it is due to, where that is known.
+    *at* is when, in microseconds since 1970, and *code* the fault that it is due to, where that is known. *lateness*
+    says that right things came, and too late.
     """
 
     invariant: str
     said: str
     at: int | None = None
     code: str | None = None
+    lateness: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ class Strike:
     Without *outage* deadlines are to be met within 2 s throughout. *lame* are daemons, by instance, whose logs and
     counters may miss a batch, or who did not live to poll again. *held* are runs whose rows somebody kept locked:
     exempt from lateness while the strike lasts. *loses*: so many seconds of acknowledged writes before *began* may
-    be lost, as with asynchronous replication. *found* is what the kind itself saw violated. *recovered* says that
-    the kind measured the seconds of the recovery by itself; else the lab does, by a canary.
+    be lost, as with asynchronous replication. *elsewhere* are marks (run, stamp) that daemons rightly made on another
+    primary than the lab's, whose chronicle knows nothing of them. *found* is what the kind itself saw violated.
+    *recovered* says that the kind measured the seconds of the recovery by itself; else the lab does, by a canary.
     """
 
     code: str
@@ -75,6 +78,7 @@ class Strike:
     lame: frozenset[str] = frozenset()
     held: frozenset[UUID] = frozenset()
     loses: float = 0.0
+    elsewhere: frozenset[tuple[UUID, int]] = frozenset()
     found: tuple[Violation, ...] = ()
     recovered: float | None = None
 

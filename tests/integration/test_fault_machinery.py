@@ -24,6 +24,7 @@ from tests.faults.fake_clock import FakeClock, programs_under
 from tests.faults.kinds import names
 from tests.faults.pair import Pair
 from tests.faults.pgbouncer import PgBouncer
+from tests.faults.stalls import Stalls
 from tests.faults.wire import Wire
 from tests.integration.sessions import eventually
 
@@ -45,6 +46,19 @@ def test_a_crowd_is_counted_and_comes_back() -> None:
     assert 0 < back.first <= back.last < 10
     assert 2 <= back.most_per_second <= wire.accepted
     assert wire.accepted >= 2 * 20
+
+
+def test_a_standstill_is_measured_from_outside() -> None:
+    """Stopped for half a second, the meter says from when to when; what runs on excuses nothing."""
+    with Stalls() as stalls:
+        os.kill(stalls.pid, signal.SIGSTOP)
+        began = time.time_ns() // 1000
+        time.sleep(0.5)
+        os.kill(stalls.pid, signal.SIGCONT)
+        ended = time.time_ns() // 1000
+        eventually(lambda: any(begin < ended and end > began for begin, end in stalls.spans), "it is noted")
+    span = next((begin, end) for begin, end in stalls.spans if begin < ended and end > began)
+    assert span[1] - span[0] > 0.4e6
 
 
 @pytest.fixture

@@ -408,3 +408,58 @@ def test_a_lost_answer_excuses_a_missing_log_line() -> None:
     story.mark(5.1, story.start())
     story.more["daemons"] = (DaemonFacts("lab-1"),)
     assert found(story) == set()
+
+
+def test_a_standstill_of_the_machine_counts_neither_as_overdue_nor_as_recovery() -> None:
+    """What is left is judged: two seconds of a mark's lateness, and the bound of the kind that struck."""
+    bound = PROCESS_KINDS[0].recovery
+    for more, broken in ((-0.1, set()), (0.1, {"I2", "I14"})):
+        story = Story()
+        story.mark(5 + 3 + 2 + more, story.start())
+        story.strike(4, 5, recovery=3 + bound + more)
+        story.more["stalls"] = [(at(5), at(8))]
+        assert found(story) == broken
+
+
+def test_what_is_a_matter_of_time_alone_says_so() -> None:
+    """Of all histories that break something, only those in which a right thing came too late."""
+    late_ones = {
+        break_it.__name__
+        for break_it in itertools.chain(*BROKEN.values())
+        if any(violation.lateness for violation in judged(break_it))
+    }
+    assert late_ones == {"late", "late_after_an_outage", "slow_to_recover"}
+
+
+def judged(break_it: Callable[[Story], None]) -> list[Violation]:
+    story = Story()
+    break_it(story)
+    return check(story.record())
+
+
+def test_a_mark_on_another_primary_is_in_no_chronicle() -> None:
+    """Its line in the log is right if the strike saw that very mark there, by its stamp too."""
+    for stamp, broken in ((5.1, set()), (5.2, {"I11"})):
+        story = Story()
+        story.strike(4, 6, elsewhere=frozenset({(RUN, at(stamp))}))
+        story.more["daemons"] = (DaemonFacts("lab-1", (LoggedMark(RUN, at(5), at(5.1)),)),)
+        assert found(story) == broken
+
+
+def test_only_marks_of_its_time_are_lost_with_a_failover() -> None:
+    """A line in the log about a mark that nobody finds is excused while acknowledged writes were lost, and not else."""
+    for stamp, broken in ((5.1, set()), (3.9, {"I11"}), (6.1, {"I11"})):
+        story = Story()
+        story.strike(5, 6, loses=1.0)
+        story.more["daemons"] = (DaemonFacts("lab-1", (LoggedMark(RUN, at(3), at(stamp)),)),)
+        assert found(story) == broken
+
+
+def test_lateness_counts_from_commit_to_commit() -> None:
+    """A run armed in a long transaction is not overdue before its end; a mark that commits late is late."""
+    for armed_at, marked_at, broken in ((6, 7.9, set()), (5, 7.1, {"I2"})):
+        story = Story()
+        story.mark(6.9, story.start())
+        first, last = story.changes
+        story.changes = [replace(first, committed=at(armed_at)), replace(last, committed=at(marked_at))]
+        assert found(story) == broken

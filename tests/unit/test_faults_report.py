@@ -6,6 +6,8 @@ import itertools
 import json
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,11 +15,11 @@ from typing import Any, cast
 import pytest
 
 from tests.faults import report, results
-from tests.faults.campaign import Campaign, Outcome
+from tests.faults.campaign import Campaign, Outcome, run
 from tests.faults.checker import TITLES as PROMISES
-from tests.faults.kinds import KINDS, TITLES, chosen
-from tests.faults.lab import Kind, Lab
-from tests.faults.nemesis import Nemesis, Struck, digest_of, schedule
+from tests.faults.kinds import KINDS, STAGES, TITLES, chosen
+from tests.faults.lab import Kind, Lab, LabOptions
+from tests.faults.nemesis import GROUP, LIGHT_TURNS, Nemesis, Struck, digest_of, schedule
 from tests.faults.strikes import NEEDS, Strike, Violation, now
 
 
@@ -53,6 +55,34 @@ def test_no_fault_is_more_than_its_share_of_a_long_run() -> None:
     codes = Counter(kind.code for kind in planned)
     assert max(codes.values()) <= 150
     assert set(planned) == set(plain)
+
+
+def test_strikes_that_may_overlap_come_together() -> None:
+    """One alone waits for those before it; between groups come those alone, and a round has all of its turns."""
+    plain = [kind for kind in KINDS if kind.stage == "plain"]
+    round_of = sum(1 if kind.heavy else LIGHT_TURNS for kind in plain)
+    planned = [each.kind for each in itertools.islice(schedule(plain, 3), round_of)]
+    assert Counter(planned) == {kind: 1 if kind.heavy else LIGHT_TURNS for kind in plain}
+    groups = [len(list(group)) for alone, group in itertools.groupby(planned, lambda kind: kind.alone) if not alone]
+    assert min(groups) >= GROUP - 2
+
+
+def test_a_lab_that_is_lost_fails_the_run_and_not_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was struck elsewhere is judged and counted all the same; the result names the lab and the reason."""
+
+    @contextmanager
+    def unopened(_options: LabOptions) -> Iterator[Lab]:
+        raise TimeoutError("not ready")
+        yield
+
+    monkeypatch.setitem(STAGES, "plain", unopened)
+    plan = Campaign(chosen("kill"), 1, 60)
+    outcome = run(plan, lambda _: None)
+    data = results.as_data(plan, outcome, KINDS)
+    assert data["labs_lost"] == ["plain, schedule 10000: TimeoutError: not ready"]
+    said = results.shown(data)
+    assert "LOST LAB plain" in said
+    assert "faults: FAIL" in said
 
 
 def test_a_campaign_takes_no_longer_than_it_was_given() -> None:

@@ -30,14 +30,14 @@ def logged_once(record: Record) -> list[Violation]:
     """A daemon logs each of its marks once, and none that is not its own; an answer lost to a strike excuses it."""
     found = []
     made = _marks(record)
-    lossy = any(each.strike.loses for each in record.struck)
+    elsewhere = frozenset[Mark]().union(*(each.strike.elsewhere for each in record.struck))
     for daemon in record.daemons:
         logged = Counter((each.run_id, each.timed_out_at) for each in daemon.logged)
         mine = made.get(daemon.instance, {})
         for mark, times in logged.items():
             if times > 1:
                 found.append(Violation("I11", f"{daemon.instance} logged the mark of {mark[0]} {times} times"))
-            if mark not in mine and not lossy:
+            if mark not in mine and mark not in elsewhere and not _lost(record, mark[1]):
                 found.append(Violation("I11", f"{daemon.instance} logged a mark of {mark[0]} that it never made"))
         for mark, at in mine.items():
             if mark not in logged and not _excused(record, daemon.instance, at):
@@ -52,6 +52,15 @@ def counted(record: Record) -> list[Violation]:
         for daemon in record.daemons
         if daemon.counted is not None and daemon.counted != len(daemon.logged)
     ]
+
+
+def _lost(record: Record, at: int) -> bool:
+    """Whether a strike may have taken a mark of that moment out of the table."""
+    return any(
+        each.strike.began.wall - int(each.strike.loses * 1e6) <= at <= each.strike.ended.wall
+        for each in record.struck
+        if each.strike.loses
+    )
 
 
 def _excused(record: Record, instance: str, at: int) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
 from tests.faults.checker.marks import by_run
-from tests.faults.chronicle import INFINITE
+from tests.faults.chronicle import INFINITE, Change
 from tests.faults.record import Record
 from tests.faults.strikes import Strike, Violation
 
@@ -34,14 +34,17 @@ class Overdue:
 
 
 def overdue_spans(record: Record) -> Iterator[Overdue]:
-    """For each arming, the time from the deadline (or from the arming, if that was later) to its end."""
+    """For each arming, the time from the deadline (or from the arming, if that was later) to its end.
+
+    Both the arming and its end count from their commits: a run of a long transaction can be marked no sooner.
+    """
     for run_id, changes in by_run(record).items():
         for change, following in zip(changes, [*changes[1:], None], strict=True):
             row = change.new
             if row is None or not row.armed or row.timeout_at is None or abs(row.timeout_at) == INFINITE:
                 continue
-            end = record.ended_at if following is None else following.at
-            begin = max(row.timeout_at, change.at)
+            end = record.ended_at if following is None else _seen(following)
+            begin = max(row.timeout_at, _seen(change))
             if end > begin:
                 past = "in the past" if row.timeout_at < change.at else "ahead"
                 ended = "nobody" if following is None else following.session
@@ -49,8 +52,12 @@ def overdue_spans(record: Record) -> Iterator[Overdue]:
                 yield Overdue(run_id, begin, end, story)
 
 
+def _seen(change: Change) -> int:
+    return change.at if change.committed is None else change.committed
+
+
 def never_late(record: Record) -> list[Violation]:
-    """No run is overdue for more than two seconds at a stretch that no outage excuses.
+    """No run is overdue for more than two seconds at a stretch that neither an outage nor a standstill excuses.
 
     One whose row changes hands meanwhile is counted from each change: only the deadlines of a run that is left
     alone are promised.
@@ -65,10 +72,11 @@ def never_late(record: Record) -> list[Violation]:
             for each in record.struck
             if overdue.run_id in each.strike.held
         ]
-        longest = max((end - begin for begin, end in _uncovered(overdue, outages + held)), default=0)
+        span = (overdue.begin, overdue.end)
+        longest = max((end - begin for begin, end in _uncovered(span, [*outages, *held, *record.stalls])), default=0)
         if longest > LIMIT:
             said = f"{overdue.run_id} was overdue for {longest / 1e6:.2f} s without excuse; {overdue.story}"
-            found.append(Violation("I2", said, overdue.end))
+            found.append(Violation("I2", said, overdue.end, lateness=True))
     return found
 
 
@@ -78,13 +86,18 @@ def nothing_overdue_at_rest(record: Record) -> list[Violation]:
 
 
 def recovered_in_time(record: Record) -> list[Violation]:
-    """After each strike a fresh canary is marked within the bound of its kind, unless another outage came between."""
+    """After each strike a fresh canary is marked within the bound of its kind, unless another outage came between.
+
+    The time in which the whole machine stood still does not count.
+    """
     found = []
     for struck in record.struck:
         if struck.recovery is None or struck.recovery <= struck.kind.recovery:
             continue
         begin = struck.strike.ended.wall
         wait = (begin, begin + int(struck.recovery * 1e6))
+        if sum(end - begin for begin, end in _uncovered(wait, record.stalls)) <= struck.kind.recovery * 1e6:
+            continue
         others = [
             span
             for other in record.struck
@@ -93,7 +106,10 @@ def recovered_in_time(record: Record) -> list[Violation]:
         if not others:
             found.append(
                 Violation(
-                    "I14", f"{struck.strike.did}: recovered only after {struck.recovery:.1f} s", code=struck.strike.code
+                    "I14",
+                    f"{struck.strike.did}: recovered only after {struck.recovery:.1f} s",
+                    code=struck.strike.code,
+                    lateness=True,
                 )
             )
     return found
@@ -109,12 +125,12 @@ def _touch(one: Span, other: Span) -> bool:
     return one[0] <= other[1] and other[0] <= one[1]
 
 
-def _uncovered(overdue: Overdue, excuses: list[Span]) -> Iterator[Span]:
-    """The parts of the time overdue that no excuse covers."""
-    begin = overdue.begin
-    for start, end in sorted(span for span in excuses if _touch(span, (overdue.begin, overdue.end))):
+def _uncovered(whole: Span, excuses: Iterable[Span]) -> Iterator[Span]:
+    """The parts of the time from the one moment to the other that no excuse covers."""
+    begin = whole[0]
+    for start, end in sorted(span for span in excuses if _touch(span, whole)):
         if start > begin:
             yield begin, start
         begin = max(begin, end)
-    if begin < overdue.end:
-        yield begin, overdue.end
+    if begin < whole[1]:
+        yield begin, whole[1]

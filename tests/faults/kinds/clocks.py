@@ -17,7 +17,7 @@ import psycopg
 
 from curfew_store.embedded import EmbeddedPostgres
 from tests.faults.fake_clock import FakeClock, programs_under
-from tests.faults.lab import SERVER_SETTINGS, Kind, Lab, LabOptions, Moment, Strike, Violation, now
+from tests.faults.lab import Kind, Lab, LabOptions, Moment, Strike, Violation, now, server_settings
 from tests.faults.producers import FLOW
 
 __all__ = ["KINDS", "STAGES"]
@@ -51,7 +51,7 @@ def server_stage(options: LabOptions) -> Iterator[Lab]:
         programs = max(_DEBIAN.glob("*/bin"), key=lambda path: int(path.parent.name))
         under = programs_under(clock, programs, folder)
         server = stack.enter_context(
-            EmbeddedPostgres.start(bin_dir=under, durable=True, tcp=True, settings=dict(SERVER_SETTINGS))
+            EmbeddedPostgres.start(bin_dir=under, durable=True, tcp=True, settings=server_settings(options))
         )
         lab = stack.enter_context(Lab.open(replace(options, producers=0), server))
         _CLOCKS[lab.logs] = clock

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from curfew_store.embedded import EmbeddedPostgres
 from tests.faults.kinds.server import everyone
-from tests.faults.lab import DATABASE, SECRET, SERVER_SETTINGS, Kind, Lab, LabOptions, Strike, Violation, now
+from tests.faults.lab import DATABASE, SECRET, Kind, Lab, LabOptions, Strike, Violation, now, server_settings
 from tests.system.tls.certificates import OUTDATED, Certificate, new_authority, signed
 
 __all__ = ["KINDS", "STAGES"]
@@ -170,7 +170,7 @@ def secrets_stage(options: LabOptions) -> Iterator[Lab]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="curfew-lab-secrets-")))
         programs = max(_DEBIAN.glob("*/bin"), key=lambda path: int(path.parent.name))
         server = stack.enter_context(
-            EmbeddedPostgres.start(bin_dir=programs, durable=True, tcp=True, settings=dict(SERVER_SETTINGS))
+            EmbeddedPostgres.start(bin_dir=programs, durable=True, tcp=True, settings=server_settings(options))
         )
         secrets = _SECRETS[server.port] = _Secrets(folder, server)
         stack.callback(_SECRETS.pop, server.port)

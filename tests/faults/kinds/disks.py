@@ -16,13 +16,12 @@ import psycopg
 from curfew_store._postgres_binaries import unprivileged_account
 from curfew_store.embedded import EmbeddedPostgres
 from tests.faults.kinds.server import everyone
-from tests.faults.lab import SERVER_SETTINGS, Kind, Lab, LabOptions, Strike, now
+from tests.faults.lab import Kind, Lab, LabOptions, Strike, now, server_settings
 
 __all__ = ["KINDS", "STAGES"]
 
 _STAGE: Final = "small disk"
 _SIZE: Final = "320m"
-_SETTINGS: Final = {**SERVER_SETTINGS, "max_wal_size": "64MB", "min_wal_size": "32MB", "wal_keep_size": "0"}
 _CHUNK: Final = bytes(1 << 20)
 
 
@@ -38,7 +37,12 @@ def small_disk_stage(options: LabOptions) -> Iterator[Lab]:
         data.mkdir(mode=0o700)
         os.chown(data, *unprivileged_account())
         server = stack.enter_context(
-            EmbeddedPostgres.start(data_dir=data, durable=True, tcp=True, settings=dict(_SETTINGS))
+            EmbeddedPostgres.start(
+                data_dir=data,
+                durable=True,
+                tcp=True,
+                settings=server_settings(options, max_wal_size="64MB", min_wal_size="32MB", wal_keep_size="0"),
+            )
         )
         yield stack.enter_context(Lab.open(options, server))
 

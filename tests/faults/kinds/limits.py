@@ -13,7 +13,7 @@ import psycopg
 
 from tests.faults.cgroups import thread_limit
 from tests.faults.crowd import come_back
-from tests.faults.daemons import DaemonProcess
+from tests.faults.daemons import READY_WITHIN, DaemonProcess
 from tests.faults.guests import Output, guest
 from tests.faults.hostile_http import NONSENSE, answer, slow_clients, speak
 from tests.faults.kinds.network import reconnected
@@ -166,7 +166,7 @@ def no_output(lab: Lab, rng: random.Random) -> Strike:
     output: Output = rng.choice(("closed", "full pipe"))
     began = now()
     with guest(lab, output, {"CURFEW_LOG_LEVEL": "debug"}) as daemon:
-        found, _ = reconnected(lab, daemon, began.wall)
+        found, _ = reconnected(lab, daemon, began.wall, READY_WITHIN)  # it has only just been started
         lab.pause(rng.uniform(0.5, 1.5))
         ended = now()
         if not found:

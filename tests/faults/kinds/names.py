@@ -12,7 +12,7 @@ from typing import Final
 
 from curfew_store.embedded import EmbeddedPostgres
 from tests.faults.kinds.server import everyone
-from tests.faults.lab import SERVER_SETTINGS, Kind, Lab, LabOptions, Strike, now
+from tests.faults.lab import Kind, Lab, LabOptions, Strike, now, server_settings
 from tests.faults.wire import Wire
 
 __all__ = ["KINDS", "STAGES"]
@@ -45,7 +45,7 @@ def named_stage(options: LabOptions) -> Iterator[Lab]:
     """A lab whose daemons know the database by a name that only they can resolve."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="curfew-lab-names-")))
-        server = stack.enter_context(EmbeddedPostgres.start(durable=True, tcp=True, settings=dict(SERVER_SETTINGS)))
+        server = stack.enter_context(EmbeddedPostgres.start(durable=True, tcp=True, settings=server_settings(options)))
         first = stack.enter_context(Wire(server.port))
         second = stack.enter_context(Wire(server.port, address=(_ADDRESSES[1], first.port)))
         names = _Names(folder, dict(zip(_ADDRESSES, (first, second), strict=True)))

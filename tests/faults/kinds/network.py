@@ -88,7 +88,9 @@ def half_open(lab: Lab, rng: random.Random) -> Strike:
         return Strike("F12", began, ended, did, lame=lame, found=found, recovered=back)
 
 
-def reconnected(lab: Lab, daemon: DaemonProcess | Guest, since: int) -> tuple[tuple[Violation, ...], float | None]:
+def reconnected(
+    lab: Lab, daemon: DaemonProcess | Guest, since: int, within: float = _BACK_WITHIN + 5
+) -> tuple[tuple[Violation, ...], float | None]:
     """How long after *since* (wall, microseconds) *daemon* had swept; a violation if it did not, or has ended."""
     statement = (
         "SELECT min(extract(epoch FROM state_change) * 1000000 - %s) FROM pg_stat_activity WHERE state = 'idle'"
@@ -96,7 +98,7 @@ def reconnected(lab: Lab, daemon: DaemonProcess | Guest, since: int) -> tuple[tu
         " AND state_change > to_timestamp(%s / 1000000.0)"
     )
     waited = 0.0
-    while waited < _BACK_WITHIN + 5 and daemon.exit_code is None:
+    while waited < within and daemon.exit_code is None:
         with lab.admin("lab onlooker") as onlooker:
             row = onlooker.execute(statement, (since, daemon.application_name, since)).fetchone()
         if row and row[0] is not None:

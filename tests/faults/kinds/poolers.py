@@ -14,7 +14,7 @@ import psycopg
 
 from curfew_store.embedded import EmbeddedPostgres
 from tests.faults.kinds.server import everyone
-from tests.faults.lab import SERVER_SETTINGS, Kind, Lab, LabOptions, Strike, now
+from tests.faults.lab import Kind, Lab, LabOptions, Strike, now, server_settings
 from tests.faults.pgbouncer import PgBouncer
 
 __all__ = ["KINDS", "STAGES"]
@@ -29,7 +29,7 @@ def pooled_stage(options: LabOptions) -> Iterator[Lab]:
     """A lab whose daemons share one server connection through a pooler; its producers connect directly."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="curfew-lab-pooler-")))
-        server = stack.enter_context(EmbeddedPostgres.start(durable=True, tcp=True, settings=dict(SERVER_SETTINGS)))
+        server = stack.enter_context(EmbeddedPostgres.start(durable=True, tcp=True, settings=server_settings(options)))
         pooler = stack.enter_context(PgBouncer(folder, server.port, pool_size=1))
         _POOLERS[server.port] = pooler
         stack.callback(_POOLERS.pop, server.port)

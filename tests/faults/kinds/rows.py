@@ -77,11 +77,11 @@ def flood(lab: Lab, rng: random.Random) -> Strike:
         for count, ahead in ((_FLOOD, "1 day"), (_FLOOD, "300 milliseconds")):
             admin.execute(
                 "INSERT INTO flow_run_controls (run_id, flow_id, trigger_key, timeout_at_utc)"
-                " SELECT gen_random_uuid(), %s, 'flood', clock_timestamp() + %s::interval FROM generate_series(1, %s)",
+                " SELECT gen_random_uuid(), %s, 'flood', now() + %s::interval FROM generate_series(1, %s)",
                 (FLOW, ahead, count),
             )
         lab.pause(rng.uniform(0.5, 1.5))
-    return Strike("F34", began, now(), f"{_FLOOD} equal deadlines", grace=1.0)
+    return Strike("F34", began, now(), f"{_FLOOD} equal deadlines")
 
 
 def missing_schema(lab: Lab, rng: random.Random) -> Strike:
