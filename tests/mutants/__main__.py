@@ -1,6 +1,6 @@
 """Run mutants of the SQL and of the Python, each against the tests of its module, in private copies of the checkout.
 
-python -m tests.mutants [--only sql|python] [--sample K --seed N] [--match TEXT] [--save]
+python -m tests.mutants [--only sql|python] [--sample K --seed N] [--file TEXT] [--match TEXT] [--save]
 """
 
 from __future__ import annotations
@@ -75,13 +75,17 @@ def chosen(options: argparse.Namespace) -> tuple[list[Mutant], dict[str, int]]:
     mutants: list[Mutant] = []
     population: dict[str, int] = {}
     if options.only != "python":
-        mutants += sql_mutants(ROOT)
+        mutants += [mutant for mutant in sql_mutants(ROOT) if _matches(mutant, options)]
         population["the store's SQL"] = len(changes())
     if options.only != "sql":
-        found, counts = python_mutants(ROOT, sample=options.sample, seed=options.seed)
-        mutants += found
+        found, counts = python_mutants(ROOT, seed=options.seed, match=options.file)
+        mutants += [mutant for mutant in found if _matches(mutant, options)][: options.sample]
         population |= {report.subject_of("python", file): count for file, count in counts.items()}
-    return [mutant for mutant in mutants if options.match in f"{mutant.file}: {mutant.name}"], population
+    return mutants, population
+
+
+def _matches(mutant: Mutant, options: argparse.Namespace) -> bool:
+    return options.match in f"{mutant.file}: {mutant.name}" and options.file in mutant.file
 
 
 def save(options: argparse.Namespace, population: dict[str, int], outcomes: list[Outcome]) -> None:
@@ -100,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=["sql", "python"], help="one kind of mutants")
     parser.add_argument("--sample", type=int, default=400, help="how many mutants of the Python to try")
     parser.add_argument("--seed", type=int, default=1, help="of the sample")
+    parser.add_argument("--file", default="", help="only mutants of files whose name holds this text")
     parser.add_argument("--match", default="", help="only mutants whose file and name hold this text")
     parser.add_argument("--workers", type=int, default=2, help="how many to try at once")
     parser.add_argument("--save", action="store_true", help="write the results file and the table in tests/README.md")

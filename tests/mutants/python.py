@@ -1,16 +1,20 @@
 """Mutants of the Python, as cosmic-ray makes them: operators, constants, conditions, loops, exceptions, decorators.
 
-Left out is what cannot matter when the program runs (annotations, ``__all__``, what stands under ``TYPE_CHECKING``) and
-what is no Python (cosmic-ray takes the bare ``*`` of a signature for a multiplication). Of the many operators that it
-puts in the place of one, two are taken: whether ``a + b`` becomes ``a << b`` or ``a % b`` says little.
+Left out is what cannot matter when the program runs (annotations, ``__all__``, what stands under ``TYPE_CHECKING``,
+``@overload``), what is no Python, and what is no operator: cosmic-ray takes the bare ``*`` of a signature for a
+multiplication. Of the many operators that it puts in the place of one, two are taken: whether ``a + b`` becomes
+``a << b`` or ``a % b`` says little.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import io
+import itertools
 import random
 import re
+import tokenize
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -43,8 +47,8 @@ def own_tests() -> dict[str, tuple[str, ...]]:
     }
 
 
-def python_mutants(root: Path, *, sample: int | None, seed: int) -> tuple[list[Mutant], dict[str, int]]:
-    """Up to *sample* of all mutants, in an order that *seed* decides, and how many there are per file."""
+def python_mutants(root: Path, *, seed: int, match: str = "") -> tuple[list[Mutant], dict[str, int]]:
+    """All mutants of files whose name holds *match*, in an order by *seed*, and how many there are per file."""
     try:
         mutating, plugins = (importlib.import_module(f"cosmic_ray.{name}") for name in ("mutating", "plugins"))
         nodes = importlib.import_module("cosmic_ray.ast")
@@ -55,6 +59,8 @@ def python_mutants(root: Path, *, sample: int | None, seed: int) -> tuple[list[M
     mutants: list[Mutant] = []
     population: dict[str, int] = {}
     for file, tests in own_tests().items():
+        if match not in file:
+            continue
         source = (root / file).read_text(encoding="utf-8")
         before = len(mutants)
         for name, occurrence in _chosen(_places(source, operators, nodes), chance):
@@ -64,7 +70,7 @@ def python_mutants(root: Path, *, sample: int | None, seed: int) -> tuple[list[M
                 mutants.append(Mutant("python", what, file, mutated, tests))
         population[file] = len(mutants) - before
     chance.shuffle(mutants)
-    return mutants[:sample], population
+    return mutants, population
 
 
 def _chosen(places: Iterable[tuple[str, int, Place]], chance: random.Random) -> list[tuple[str, int]]:
@@ -97,16 +103,16 @@ def _operators(plugins: Any) -> Iterator[str]:
 
 def _places(source: str, operators: dict[str, Any], nodes: Any) -> Iterator[tuple[str, int, Place]]:
     """Operator, occurrence and place of each mutation that can matter."""
-    idle = _idle_ranges(source)
-    tree = nodes.get_ast(source)
+    idle = idle_ranges(source)
+    every = list(nodes.ast_nodes(nodes.get_ast(source)))
     for name, operator in operators.items():
-        positions = [place for node in nodes.ast_nodes(tree) for place in operator.mutation_positions(node)]
+        positions = [place for node in every for place in operator.mutation_positions(node)]
         for occurrence, (start, _end) in enumerate(positions):
             if not any(first <= start < last for first, last in idle):
                 yield name, occurrence, start
 
 
-def _idle_ranges(source: str) -> list[tuple[Place, Place]]:
+def idle_ranges(source: str) -> list[tuple[Place, Place]]:
     """Where code stands that does nothing when the program runs."""
     found: list[ast.AST] = []
     for node in ast.walk(ast.parse(source)):
@@ -115,6 +121,7 @@ def _idle_ranges(source: str) -> list[tuple[Place, Place]]:
             every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
             found += [each.annotation for each in every if each is not None and each.annotation is not None]
             found += [] if node.returns is None else [node.returns]
+            found += [each for each in node.decorator_list if ast.unparse(each) == "overload"]
         elif isinstance(node, ast.AnnAssign):
             found.append(node.annotation)
         elif (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING") or (
@@ -122,7 +129,16 @@ def _idle_ranges(source: str) -> list[tuple[Place, Place]]:
         ):
             found.append(node)
     # A range ends where its node does; an operator that stands between two parts of it lies within.
-    return [
+    ranges = [
         ((each.lineno, each.col_offset), (each.end_lineno or each.lineno, each.end_col_offset or 0))  # type: ignore[attr-defined]
         for each in found
     ]
+    return ranges + list(_bare_markers(source))
+
+
+def _bare_markers(source: str) -> Iterator[tuple[Place, Place]]:
+    """The ``*`` and ``/`` of signatures, which stand alone before a comma."""
+    tokens = [each for each in tokenize.generate_tokens(io.StringIO(source).readline) if each.type != tokenize.NL]
+    for each, following in itertools.pairwise(tokens):
+        if each.string in {"*", "/"} and following.string == ",":
+            yield each.start, each.end

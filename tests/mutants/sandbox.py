@@ -1,33 +1,38 @@
 """Private copies of the checkout, in which mutants live; the checkout itself is never touched.
 
 A copy is found before the editable install since it stands in PYTHONPATH, and a copy in which the packages come from
-anywhere else is refused. The tests use a server that is started once, each run with databases of its own.
+anywhere else is refused. The tests use a server that is started once, each run with databases of its own. Unit tests
+run first, then the others, those first that have noticed most so far.
 """
 
 from __future__ import annotations
 
+import compileall
 import os
+import py_compile
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+from tests.mutants.forks import TIMED_OUT, Done, Forks
 from tests.mutants.mutant import Mutant, Outcome, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("store", "daemon", "deploy", "tests", "pyproject.toml", "README.md", "Makefile", "requirements-dev.txt")
 # So much for what a test of the slowest kind takes on a busy machine, and this as often as the tests took without.
-LEAST_PATIENCE_SECONDS = 60.0
+LEAST_PATIENCE_SECONDS = 40.0
 PATIENCE = 5.0
 LONGEST_BASELINE_SECONDS = 900.0
 
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
-_NO_TEST_RAN = {2, 3, 4, 5}  # pytest's exit codes for interrupted, internal error, usage, nothing collected
+_INTERRUPTED = 2  # pytest's exit code where a file could not be collected
 
 
 class SandboxError(Exception):
@@ -35,21 +40,38 @@ class SandboxError(Exception):
 
 
 class Baseline:
-    """How long each set of tests takes without a mutant; found out once, by whichever sandbox needs it first."""
+    """What all sandboxes know of sets of tests: how long each takes without a mutant, and which of them noticed most.
+
+    The time is found out once, by whichever sandbox needs it first.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seconds: dict[tuple[str, ...], float] = {}
+        self._seconds: dict[frozenset[str], float] = {}
+        self._kills: Counter[tuple[str, str]] = Counter()
 
-    def seconds(self, tests: tuple[str, ...], run: Callable[[], tuple[Verdict, str, float]]) -> float:
+    def seconds(self, tests: tuple[str, ...], run: Callable[[], Done]) -> float:
         """Raises `SandboxError` if the tests fail even without a mutant."""
         with self._lock:
-            if tests not in self._seconds:
-                verdict, by, seconds = run()
-                if verdict != "survived":
-                    raise SandboxError(f"without any mutant, {' '.join(tests)} ended as {verdict} by {by}")
-                self._seconds[tests] = seconds
-            return self._seconds[tests]
+            if frozenset(tests) not in self._seconds:
+                done = run()
+                if done.code != 0:
+                    raise SandboxError(f"without any mutant, {' '.join(tests)} ended with {done.code}: {done.output}")
+                self._seconds[frozenset(tests)] = done.seconds
+            return self._seconds[frozenset(tests)]
+
+    def killed(self, file: str, by: str) -> None:
+        """A mutant of *file* was noticed by a test."""
+        with self._lock:
+            self._kills[file, by.partition("::")[0]] += 1
+
+    def stages(self, mutant: Mutant) -> Iterator[tuple[str, ...]]:
+        """The mutant's tests in the order in which to run them."""
+        units = [test for test in mutant.tests if test.startswith("tests/unit/")]
+        others = [test for test in mutant.tests if test not in units]
+        for stage in (units, others):
+            if stage:
+                yield tuple(sorted(stage, key=lambda test: -self._kills[mutant.file, test]))
 
 
 class Sandbox:
@@ -64,17 +86,21 @@ class Sandbox:
                 shutil.copytree(source, self.root / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
             elif source.exists():
                 shutil.copy2(source, self.root / name)
-        # No .pyc files: one that is as old and as long as its mutated source would be taken for it.
+        # By hash: a .pyc file that goes by time and length would be taken for that of a mutated source.
+        by_hash = py_compile.PycInvalidationMode.CHECKED_HASH
+        for name in ("store", "daemon", "tests"):
+            compileall.compile_dir(self.root / name, quiet=1, invalidation_mode=by_hash)
         self._env = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("CURFEW_", "PG"))},
             "PYTHONPATH": os.pathsep.join(str(self.root / name) for name in ("store", "daemon", "")),
-            "PYTHONDONTWRITEBYTECODE": "1",
             "CURFEW_TEST_DATABASE_URL": database_url,
         }
         self._check_imports()
+        self._forks = Forks(self.root, self._env, ["tests/unit", "tests/integration"])
 
     def close(self) -> None:
         """Remove the copy."""
+        self._forks.close()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _check_imports(self) -> None:
@@ -89,45 +115,44 @@ class Sandbox:
 
     def try_out(self, mutant: Mutant) -> Outcome:
         """Run the mutant's tests with the mutant in place. Raises `SandboxError` if they fail without it."""
-        usual = self._baseline.seconds(mutant.tests, lambda: self._run(mutant.tests, LONGEST_BASELINE_SECONDS))
         path = self.root / mutant.file
         original = path.read_text(encoding="utf-8")
-        path.write_text(mutant.source, encoding="utf-8")
-        try:
-            verdict, by, seconds = self._run(mutant.tests, max(LEAST_PATIENCE_SECONDS, PATIENCE * usual))
-        finally:
-            path.write_text(original, encoding="utf-8")
-        return Outcome(mutant, verdict, by, seconds)
-
-    def _run(self, tests: Sequence[str], patience: float) -> tuple[Verdict, str, float]:
-        """The verdict, the test that decided it, and how long it took."""
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-x",
-            "-q",
-            "-n",
-            "0",
-            "-p",
-            "no:cacheprovider",
-            "--no-header",
-            *tests,
-        ]
-        begun = time.monotonic()
-        with subprocess.Popen(
-            command, cwd=self.root, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process:
+        taken = 0.0
+        for tests in self._baseline.stages(mutant):
+            usual = self._baseline.seconds(tests, partial(self._forks.pytest, tests, LONGEST_BASELINE_SECONDS))
+            path.write_text(mutant.source, encoding="utf-8")
             try:
-                output, _ = process.communicate(timeout=patience)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                return "timeout", "", time.monotonic() - begun
-        seconds = time.monotonic() - begun
-        if process.returncode == 0:
-            return "survived", "", seconds
-        found = _FAILED.search(output)
-        if process.returncode in _NO_TEST_RAN or found is None:
-            return "broken", output[-400:], seconds
-        return "killed", found.group(1), seconds
+                done = self._forks.pytest(tests, max(LEAST_PATIENCE_SECONDS, PATIENCE * usual))
+                verdict, by = judged(done, lambda: self._forks.imports(_module(mutant), LEAST_PATIENCE_SECONDS))
+            finally:
+                path.write_text(original, encoding="utf-8")
+            taken += done.seconds
+            if verdict == "killed":
+                self._baseline.killed(mutant.file, by)
+            if verdict != "survived":
+                return Outcome(mutant, verdict, by, taken)
+        return Outcome(mutant, "survived", "", taken)
+
+
+def _module(mutant: Mutant) -> str:
+    return ".".join(Path(mutant.file).with_suffix("").parts[1:])
+
+
+def judged(done: Done, imports: Callable[[], bool]) -> tuple[Verdict, str]:
+    """What a run of tests that pass without the mutant says of it, and what noticed.
+
+    That is the test that failed, a file of tests that could not be collected any more, or the import of the mutated
+    module, which *imports* tries. Whatever else kept pytest from running a test proves nothing.
+    """
+    if done.code == TIMED_OUT:
+        return "timeout", ""
+    if done.code == 0:
+        return "survived", ""
+    found = _FAILED.search(done.output)
+    if done.code == 1 and found is not None:
+        return "killed", found.group(1)
+    if not imports():
+        return "killed", "its import"
+    if done.code == _INTERRUPTED and found is not None:
+        return "killed", f"collecting {found.group(1)}"
+    return "broken", done.output[-400:]
