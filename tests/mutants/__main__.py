@@ -17,7 +17,7 @@ from curfew_store.embedded import EmbeddedPostgres
 from tests.mutants import report
 from tests.mutants.mutant import Mutant, Outcome
 from tests.mutants.python import CosmicRayMissingError, python_mutants
-from tests.mutants.sandbox import ROOT, Baseline, Sandbox, SandboxError
+from tests.mutants.sandbox import ROOT, Known, Sandbox, SandboxError
 from tests.mutants.sql import PieceNotFoundError, changes, sql_mutants
 
 
@@ -29,7 +29,7 @@ def try_all(mutants: Sequence[Mutant], workers: int) -> list[Outcome]:
     outcomes: list[Outcome] = []
     troubles: list[BaseException] = []
     with EmbeddedPostgres.start() as server:
-        shared = (server.url(), Baseline(), todo, outcomes, troubles)
+        shared = (server.url(), Known(), todo, outcomes, troubles)
         threads = [threading.Thread(target=_work, args=shared) for _ in range(workers)]
         for thread in threads:
             thread.start()
@@ -42,13 +42,13 @@ def try_all(mutants: Sequence[Mutant], workers: int) -> list[Outcome]:
 
 def _work(
     url: str,
-    baseline: Baseline,
+    known: Known,
     todo: queue.SimpleQueue[Mutant],
     outcomes: list[Outcome],
     troubles: list[BaseException],
 ) -> None:
     try:
-        sandbox = Sandbox(url, baseline)
+        sandbox = Sandbox(url, known)
         try:
             while not troubles:
                 outcome = sandbox.try_out(todo.get_nowait())

@@ -27,8 +27,19 @@ OWN: Final = ("curfew_store", "curfew_daemon", "tests", "__main__", "conftest")
 TIMED_OUT: Final = -1
 """The exit code of a fork that was ended."""
 
-# No rewriting of assertions: nobody reads what a failure would say. No plugin that looks at other files than the tests.
-_PYTEST: Final = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--assert=plain", "--no-header", "--tb=line")
+# No rewriting of assertions, since nobody reads what a failure would say. A test that hangs has failed after a minute.
+_PYTEST: Final = (
+    "-x",
+    "-q",
+    "-n",
+    "0",
+    "-p",
+    "no:cacheprovider",
+    "--assert=plain",
+    "--no-header",
+    "--tb=line",
+    "--timeout=60",
+)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,39 +27,33 @@ from tests.mutants.mutant import Mutant, Outcome, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("store", "daemon", "deploy", "tests", "pyproject.toml", "README.md", "Makefile", "requirements-dev.txt")
-# So much for what a test of the slowest kind takes on a busy machine, and this as often as the tests took without.
-LEAST_PATIENCE_SECONDS = 40.0
-PATIENCE = 5.0
-LONGEST_BASELINE_SECONDS = 900.0
+# For all tests of a module. One that hangs is ended by its own limit long before, and has failed then.
+PATIENCE_SECONDS = 900.0
+IMPORT = "its import"
+COLLECTING = "collecting "
+COLLECT = ("--collect-only",)
 
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 _INTERRUPTED = 2  # pytest's exit code where a file could not be collected
 
 
 class SandboxError(Exception):
-    """The copy does not do what the checkout does, so nothing can be told from its tests."""
+    """The copy is not what would be tested."""
 
 
-class Baseline:
-    """What all sandboxes know of sets of tests: how long each takes without a mutant, and which of them noticed most.
-
-    The time is found out once, by whichever sandbox needs it first.
-    """
+class Known:
+    """What all sandboxes know of the tests: which of them pass without a mutant, and which noticed most."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seconds: dict[frozenset[str], float] = {}
+        self._pass: dict[str, bool] = {}
         self._kills: Counter[tuple[str, str]] = Counter()
 
-    def seconds(self, tests: tuple[str, ...], run: Callable[[], Done]) -> float:
-        """Raises `SandboxError` if the tests fail even without a mutant."""
-        with self._lock:
-            if frozenset(tests) not in self._seconds:
-                done = run()
-                if done.code != 0:
-                    raise SandboxError(f"without any mutant, {' '.join(tests)} ended with {done.code}: {done.output}")
-                self._seconds[frozenset(tests)] = done.seconds
-            return self._seconds[frozenset(tests)]
+    def passes(self, test: str, run: Callable[[], Done]) -> bool:
+        """Whether *test* passes without a mutant; found out for those that noticed one, and once for each."""
+        if test not in self._pass:
+            self._pass[test] = run().code == 0
+        return self._pass[test]
 
     def killed(self, file: str, by: str) -> None:
         """A mutant of *file* was noticed by a test."""
@@ -77,8 +72,8 @@ class Baseline:
 class Sandbox:
     """One copy of the checkout."""
 
-    def __init__(self, database_url: str, baseline: Baseline) -> None:
-        self._baseline = baseline
+    def __init__(self, database_url: str, known: Known) -> None:
+        self._known = known
         self.root = Path(tempfile.mkdtemp(prefix="curfew-mutants-"))
         for name in COPIED:
             source = ROOT / name
@@ -114,24 +109,32 @@ class Sandbox:
             raise SandboxError(f"the copy would be tested with {elsewhere}")
 
     def try_out(self, mutant: Mutant) -> Outcome:
-        """Run the mutant's tests with the mutant in place. Raises `SandboxError` if they fail without it."""
-        path = self.root / mutant.file
-        original = path.read_text(encoding="utf-8")
+        """Run the mutant's tests with the mutant in place; what noticed it has to pass without."""
         taken = 0.0
-        for tests in self._baseline.stages(mutant):
-            usual = self._baseline.seconds(tests, partial(self._forks.pytest, tests, LONGEST_BASELINE_SECONDS))
-            path.write_text(mutant.source, encoding="utf-8")
-            try:
-                done = self._forks.pytest(tests, max(LEAST_PATIENCE_SECONDS, PATIENCE * usual))
-                verdict, by = judged(done, lambda: self._forks.imports(_module(mutant), LEAST_PATIENCE_SECONDS))
-            finally:
-                path.write_text(original, encoding="utf-8")
+        for tests in self._known.stages(mutant):
+            with self._in_place(mutant):
+                done = self._forks.pytest(tests, PATIENCE_SECONDS)
+                verdict, by = judged(done, lambda: self._forks.imports(_module(mutant), PATIENCE_SECONDS))
             taken += done.seconds
             if verdict == "killed":
-                self._baseline.killed(mutant.file, by)
+                test = [*COLLECT, by.removeprefix(COLLECTING)] if by.startswith(COLLECTING) else [by]
+                if by == IMPORT or self._known.passes(by, partial(self._forks.pytest, test, PATIENCE_SECONDS)):
+                    self._known.killed(mutant.file, by)
+                else:
+                    verdict, by = "broken", f"{by} fails without the mutant, too"
             if verdict != "survived":
                 return Outcome(mutant, verdict, by, taken)
         return Outcome(mutant, "survived", "", taken)
+
+    @contextmanager
+    def _in_place(self, mutant: Mutant) -> Iterator[None]:
+        path = self.root / mutant.file
+        original = path.read_text(encoding="utf-8")
+        path.write_text(mutant.source, encoding="utf-8")
+        try:
+            yield
+        finally:
+            path.write_text(original, encoding="utf-8")
 
 
 def _module(mutant: Mutant) -> str:
@@ -145,14 +148,14 @@ def judged(done: Done, imports: Callable[[], bool]) -> tuple[Verdict, str]:
     module, which *imports* tries. Whatever else kept pytest from running a test proves nothing.
     """
     if done.code == TIMED_OUT:
-        return "timeout", ""
+        return "timeout", "all its tests"
     if done.code == 0:
         return "survived", ""
     found = _FAILED.search(done.output)
     if done.code == 1 and found is not None:
         return "killed", found.group(1)
     if not imports():
-        return "killed", "its import"
+        return "killed", IMPORT
     if done.code == _INTERRUPTED and found is not None:
-        return "killed", f"collecting {found.group(1)}"
+        return "killed", COLLECTING + found.group(1)
     return "broken", done.output[-400:]

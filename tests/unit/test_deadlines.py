@@ -35,6 +35,10 @@ HOUR = timedelta(hours=1)
         ),
         (datetime(2000, 1, 1, tzinfo=UTC), datetime(2000, 1, 1, tzinfo=UTC)),
         (datetime(1999, 12, 31, 23, tzinfo=timezone(-HOUR)), datetime(2000, 1, 1, tzinfo=UTC)),
+        (
+            datetime(9998, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+            datetime(9998, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+        ),
     ],
     ids=str,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from curfew_daemon.hints import GAP, Hints
 from curfew_daemon.listener import PAUSE_FIRST, PAUSE_LONGEST, pause_after
 from curfew_daemon.results import ListenerState
+from curfew_store import InvalidValue, WrongType
 from curfew_store.deadlines import Deadline
-from curfew_store.hints import Hint, channel_of, parsed, wants_hint
+from curfew_store.hints import Hint, channel_of, checked_horizon, parsed, wants_hint
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 RUN = UUID("6f0c5c5e-0000-4000-8000-00000000000a")
@@ -46,6 +48,46 @@ def test_a_payload_is_a_deadline_and_a_run() -> None:
 def test_whatever_else_is_sent_is_no_hint(payload: str) -> None:
     """Anybody may notify on the channel; nonsense is told apart and raises nothing."""
     assert parsed(payload) is None
+
+
+def test_a_payload_has_eighty_characters_at_most() -> None:
+    """Zeros before a number are no nonsense by themselves; so many that they do not fit are."""
+    fits = f"{'0' * 33}1893456000 {RUN}"
+    assert len(fits) == 80
+    assert parsed(fits) == Hint(NOW, RUN)
+    assert parsed("0" + fits) is None
+
+
+@pytest.mark.parametrize(
+    ("horizon", "seconds"),
+    [
+        (None, None),
+        (timedelta(microseconds=1), 1e-06),
+        (timedelta(seconds=1), 1.0),
+        (timedelta(minutes=1), 60.0),
+    ],
+)
+def test_horizons_that_are_accepted(horizon: timedelta | None, seconds: float | None) -> None:
+    """None sends no hints; else any duration up to a minute."""
+    assert checked_horizon(horizon) == seconds
+
+
+@pytest.mark.parametrize(
+    "horizon",
+    [timedelta(0), -timedelta(microseconds=1), -timedelta(days=1), timedelta(minutes=1, microseconds=1), timedelta.max],
+)
+def test_horizons_that_are_refused(horizon: timedelta) -> None:
+    """A horizon is positive and a minute at most; the message says so and repeats what was given."""
+    with pytest.raises(InvalidValue, match="must be positive and at most 0:01:00, got") as raised:
+        checked_horizon(horizon)
+    assert raised.value.parameter == "notify_within"
+
+
+@pytest.mark.parametrize("horizon", [1, 1.0, "1s", True])
+def test_a_horizon_is_a_duration(horizon: Any) -> None:
+    """A number does not say what its unit is."""
+    with pytest.raises(WrongType, match=r"notify_within: expected a datetime\.timedelta or None"):
+        checked_horizon(horizon)
 
 
 @pytest.mark.contract("V-4")

@@ -121,3 +121,62 @@ def test_a_deadline_that_no_store_wrote_keeps_the_search_whole(mark: LowWaterMar
     """`-infinity` reads as the year 1, and nothing lies before it for sure."""
     look(mark, NOON, earliest=datetime.min.replace(tzinfo=UTC), full=True)
     assert mark.since is None
+
+
+def test_the_mark_lies_a_microsecond_before_the_earliest_overdue_run(mark: LowWaterMark) -> None:
+    """The next claim begins behind the mark, and that run is its first."""
+    held = NOON - seconds(60)
+    look(mark, NOON, earliest=held, full=True)
+    assert mark.since == held - timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize(("year", "kept"), [(1999, False), (2000, True), (2001, True)])
+def test_years_that_a_store_writes_keep_a_mark(mark: LowWaterMark, year: int, kept: bool) -> None:
+    """The store takes deadlines from the year 2000 on."""
+    look(mark, NOON, earliest=datetime(year, 6, 1, tzinfo=UTC), full=True)
+    assert (mark.since is not None) is kept
+
+
+def test_a_full_look_is_due_at_once_at_the_earliest(mark: LowWaterMark, clock: Clock) -> None:
+    """One that is late is due in no time, not in less."""
+    look(mark, NOON, full=True, cost=2 * EXPENSIVE)
+    clock.now += EXPENSIVE_PERIOD - 0.25
+    assert mark.full_look_in == 0.25
+    clock.now += 5
+    assert mark.full_look_in == 0.0
+
+
+def test_a_full_look_that_was_dear_may_be_cheap_again(mark: LowWaterMark) -> None:
+    """Each decides for the next; a partial one says nothing of it."""
+    look(mark, NOON, full=True, cost=2 * EXPENSIVE)
+    look(mark, NOON + seconds(1), cost=0.0)
+    assert mark.period == EXPENSIVE_PERIOD
+    look(mark, NOON + seconds(2), full=True, cost=EXPENSIVE)
+    assert mark.period == POLL
+
+
+def test_a_poll_interval_beyond_the_period_is_the_period(clock: Clock) -> None:
+    """Nobody looks more often than the poll comes."""
+    mark = LowWaterMark(lambda: 7.0, clock)
+    look(mark, NOON, full=True, cost=2 * EXPENSIVE)
+    assert mark.period == 7.0
+
+
+def test_a_margin_and_a_period_are_what_the_promise_needs() -> None:
+    """What commits half a second late is seen by every look; what is written behind the mark is found within 2 s."""
+    assert seconds(0.5) == MARGIN
+    assert EXPENSIVE_PERIOD == 1.5
+
+
+@pytest.mark.parametrize("origin", [0.0, 0.5])
+def test_the_first_look_is_full_on_any_clock(origin: float) -> None:
+    """A monotonic clock may begin at nothing; so may the look after a reset."""
+    clock = Clock(origin)
+    mark = LowWaterMark(lambda: POLL, clock)
+    look(mark, NOON)
+    assert mark.look_from() is None
+    look(mark, NOON + seconds(1), full=True)
+    assert mark.look_from() is not None
+    mark.reset()
+    look(mark, NOON, full=False)
+    assert mark.look_from() is None
