@@ -134,7 +134,7 @@ def migrate(
     are older than a build of an index, and makes anew what a partial restore left out. Uses
     CURFEW_MIGRATION_DATABASE_URL where it is set: past a pooler, and as the owner of the tables.
     """
-    from curfew_daemon.conninfo import read_migration_database_url  # noqa: PLC0415
+    from curfew_daemon.conninfo import has_migration_database_url, read_migration_database_url  # noqa: PLC0415
     from curfew_daemon.database import bounded_engine  # noqa: PLC0415
     from curfew_store.errors import MigrationError  # noqa: PLC0415
     from curfew_store.migrate import upgrade  # noqa: PLC0415
@@ -143,7 +143,7 @@ def migrate(
         typer.echo(_script(), nl=False)
         return
     settings = _settings("migration_database_url")
-    with _database_errors():
+    with _database_errors("CURFEW_MIGRATION_DATABASE_URL" if has_migration_database_url(settings) else None):
         engine = bounded_engine(
             read_migration_database_url(settings),
             application_name=f"curfewd migrate {settings.instance}",
@@ -196,6 +196,7 @@ def purge(
     The same key starts a run again afterwards. What has not ended is never deleted. Where CURFEW_RETENTION is set,
     `curfewd run` does this by itself. Uses CURFEW_PURGE_URL where it is set.
     """
+    from curfew_daemon.conninfo import has_purge_url  # noqa: PLC0415
     from curfew_daemon.purge_once import TURN_WAIT, counted, purge_until_done  # noqa: PLC0415
 
     age = None if older_than is None else _duration("--older-than", older_than)
@@ -204,7 +205,7 @@ def purge(
         if settings.retention is None:
             raise typer.BadParameter("say how old, or set CURFEW_RETENTION", param_hint="--older-than")
         age = timedelta(seconds=settings.retention)
-    with _database_errors():
+    with _database_errors("CURFEW_PURGE_URL" if has_purge_url(settings) else None, denied=_MAY_NOT_PURGE):
         if dry_run:
             runs, orphaned = counted(settings, age)
             typer.echo(f"would delete {runs:,} runs with their keys, and {orphaned:,} orphaned keys")
@@ -279,15 +280,26 @@ def _fail(code: Exit, message: str) -> None:
     raise typer.Exit(code)
 
 
+_MAY_NOT_PURGE = "let CURFEW_PURGE_URL name a role that may delete (deploy/postgres/roles.sql makes one)"
+
+
 @contextlib.contextmanager
-def _database_errors() -> Iterator[None]:
-    """Ends the command with the code and the remedy of whatever the database said."""
+def _database_errors(own_url: str | None = None, *, denied: str | None = None) -> Iterator[None]:
+    """Ends the command with the code and the remedy of whatever the database said.
+
+    *own_url* is the variable of the URL that the command uses, if that is not the database URL; *denied* the remedy
+    where its role lacks a right, if that is not the one of the sweep.
+    """
     from curfew_daemon.failures import REMEDIES, exit_of, is_database_error, shown, state_of  # noqa: PLC0415
+    from curfew_daemon.results import DatabaseState  # noqa: PLC0415
 
     try:
         yield
     except Exception as error:
         if not is_database_error(error):
             raise
-        remedy = REMEDIES.get(state_of(error))
+        state = state_of(error)
+        remedy = denied if denied and state is DatabaseState.DENIED else REMEDIES.get(state)
+        if remedy and own_url:
+            remedy = remedy.replace("CURFEW_DATABASE_URL", own_url)
         _fail(exit_of(error), shown(error) + (f"\n         -> {remedy}" if remedy else ""))

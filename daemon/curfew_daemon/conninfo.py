@@ -113,7 +113,7 @@ def read_database_url(settings: Settings) -> str:
 
 def read_migration_database_url(settings: Settings) -> str:
     """The conninfo for `migrate`: its own where one is set, else that of `read_database_url`."""
-    if settings.migration_database_url is None and settings.migration_database_url_file is None:
+    if not has_migration_database_url(settings):
         return read_database_url(settings)
     return _read("CURFEW_MIGRATION_DATABASE_URL", settings.migration_database_url, settings.migration_database_url_file)
 
@@ -130,6 +130,11 @@ def read_listen_url(settings: Settings) -> str:
     if settings.listen_url is None and settings.listen_url_file is None:
         return read_database_url(settings)
     return _read("CURFEW_LISTEN_URL", settings.listen_url, settings.listen_url_file)
+
+
+def has_migration_database_url(settings: Settings) -> bool:
+    """Whether `migrate` connects as somebody else, or elsewhere, than the daemon."""
+    return settings.migration_database_url is not None or settings.migration_database_url_file is not None
 
 
 def has_purge_url(settings: Settings) -> bool:

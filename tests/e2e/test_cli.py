@@ -14,6 +14,7 @@ from tests.conftest import Database
 from tests.e2e.conftest import Table
 from tests.e2e.daemon_process import DaemonProcess, clean_environment, curfewd
 from tests.integration.contract.rows import FLOW
+from tests.integration.roles import new_role
 
 COMMANDS = ("run", "once", "check", "migrate", "plan", "purge", "demo")
 
@@ -98,6 +99,31 @@ def test_purge_counts_and_deletes(database: Database, rows: Table) -> None:
     assert (without.returncode, "--older-than" in without.stderr) == (Exit.USAGE, True)
     rows.sql("CREATE TABLE flow_runs ()")
     assert curfewd("purge", "--older-than", "1h", **url).returncode == Exit.UPSTREAM_ENGINE
+
+
+@pytest.mark.parametrize(
+    ("command", "variable"),
+    [(("migrate",), "CURFEW_MIGRATION_DATABASE_URL"), (("purge", "--older-than", "1d"), "CURFEW_PURGE_URL")],
+)
+def test_a_remedy_names_the_url_that_was_used(command: tuple[str, ...], variable: str) -> None:
+    """Not the database URL, which may be right, or not set at all."""
+    done = curfewd(*command, **{variable: "host=/nowhere"})
+    assert done.returncode == Exit.DATABASE
+    assert f"its address in {variable} is right" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_purge_without_the_right_to_delete_is_told_which_role_to_use(database: Database) -> None:
+    """And not to grant what the sweep needs."""
+    with new_role(database, "reader") as role:
+        with database.engine.begin() as conn:
+            conn.exec_driver_sql(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+        url = f"{database.conninfo}{'&' if '?' in database.conninfo else '?'}options=-c%20role%3D{role}"
+        done = curfewd("purge", "--older-than", "1d", CURFEW_PURGE_URL=url)
+    assert done.returncode == Exit.DATABASE
+    assert "permission denied" in done.stderr
+    assert "CURFEW_PURGE_URL name a role that may delete" in done.stderr
+    assert "UPDATE" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["once", "plan", "check"])
