@@ -39,10 +39,11 @@ from curfew_daemon.hearing import Hearing
 from curfew_daemon.http import HttpServer, bind, create_app, url_of
 from curfew_daemon.lifecycle import Action, Exit, Heartbeat, Notifier, Signals
 from curfew_daemon.metrics import Metrics
+from curfew_daemon.observer import Reading
 from curfew_daemon.pacing import Pacer
 from curfew_daemon.purge_job import PurgeJob
 from curfew_daemon.results import DatabaseState, MarkedBatch, SweepResult
-from curfew_daemon.status import Board, Identity, StatusPage, TableFacts
+from curfew_daemon.status import Board, Identity, StatusPage
 from curfew_daemon.wait_bounds import MARGIN
 from curfew_daemon.wake import observer_pause
 from curfew_daemon.workers import make_enforcer, make_observer
@@ -271,26 +272,24 @@ class Daemon:
             return min(early, self._settings.observe_interval)
         if self._enforcer.state is DatabaseState.UP:
             try:
-                observation = self._observer.run_once()
+                reading = self._observer.run_once(runs=self._settings.status_runs)
             except Exception as error:  # noqa: BLE001  (gauges are not worth a life; the event tells)
                 self._metrics.observation_failed()
                 self._events.observation_failed(self._redacted(error))
                 if getattr(error, "state", None) is DatabaseState.UPSTREAM_ENGINE:
                     self._refuse_upstream()
             else:
-                self._metrics.observed(observation)
-                self._events.observed(observation)
-                self._board.observed(observation, self._look_closer())
+                self._observed(reading)
         return self._settings.observe_interval
 
-    def _look_closer(self) -> TableFacts | None:
-        try:
-            facts = self._observer.look_closer(runs=self._settings.status_runs)
-        except Exception as error:  # noqa: BLE001  (the page goes without; the event tells)
-            self._events.status_page_incomplete(self._redacted(error))
-            return None
-        self._events.status_page_complete()
-        return facts
+    def _observed(self, reading: Reading) -> None:
+        self._metrics.observed(reading.gauges)
+        self._events.observed(reading.gauges)
+        if reading.error is not None:
+            self._events.status_page_incomplete(self._redacted(reading.error))
+        elif reading.table is not None:
+            self._events.status_page_complete()
+        self._board.observed(reading.gauges, reading.table)
 
     def _refuse_upstream(self) -> None:
         self._events.upstream_engine_found(f"{self._settings.schema_name}.flow_runs")

@@ -266,11 +266,16 @@ class Link:
 def refuse_upstream_engine(conn: Connection, tables: Tables) -> None:
     """Raises `DatabaseRefusal` where FlowOrchestrator's engine uses the same tables."""
     if has_upstream_engine(conn, tables):
-        raise DatabaseRefusal(
-            DatabaseState.UPSTREAM_ENGINE,
-            f"{tables.schema}.{UPSTREAM_RUNS} stands beside the controls: FlowOrchestrator records there that a run "
-            "has ended, so its finished runs look overdue here and would be marked as timed out",
-        )
+        raise upstream_engine_refusal(tables)
+
+
+def upstream_engine_refusal(tables: Tables) -> DatabaseRefusal:
+    """What to raise where FlowOrchestrator's engine uses the same tables."""
+    return DatabaseRefusal(
+        DatabaseState.UPSTREAM_ENGINE,
+        f"{tables.schema}.{UPSTREAM_RUNS} stands beside the controls: FlowOrchestrator records there that a run "
+        "has ended, so its finished runs look overdue here and would be marked as timed out",
+    )
 
 
 def startup_conninfo(conninfo: str, options: dict[str, str], application_name: str, connect_timeout: int) -> str:

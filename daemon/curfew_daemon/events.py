@@ -140,10 +140,10 @@ OBSERVATION_RECOVERED = _event("observation_recovered", "info", "The table could
 STATUS_PAGE_INCOMPLETE = _event(
     "status_page_incomplete",
     "info",
-    "The queries of the status page did not succeed within their tenth of a second (`error`): it shows the gauges"
-    " alone, which are not touched. Said once until they succeed.",
+    "What the status page shows beyond the gauges could not be read within `CURFEW_OBSERVE_BUDGET` (`error`): it shows"
+    " them alone, for a minute at least. Said once until it succeeds.",
 )
-STATUS_PAGE_COMPLETE = _event("status_page_complete", "info", "The queries of the status page succeeded again.")
+STATUS_PAGE_COMPLETE = _event("status_page_complete", "info", "What the status page shows could be read again.")
 PURGED = _event(
     "purged",
     "info",

@@ -89,6 +89,11 @@ METRICS: tuple[Described, ...] = (
         "gauge",
         "Unix time of the earliest deadline still to come, 0 if none is armed.",
     ),
+    Described(
+        "curfew_observation_up",
+        "gauge",
+        "1 while the gauges of the table are fresh; 0 if the last observation failed or the database is not up.",
+    ),
     Described("curfew_observation_duration_seconds", "gauge", "Duration of the last observation."),
     Described("curfew_observation_failures_total", "counter", "Observations that failed or overran their budget."),
     Described("curfew_database_up", "gauge", "1 while the database lets this daemon enforce, else 0."),
@@ -247,10 +252,12 @@ class Metrics:
             self._armed_capped.set(observation.armed_capped)
         self._set_next_deadline(observation.next_due_in)
         self._observation_duration.set(observation.duration)
+        self._observation_up.set(1)
 
     def observation_failed(self) -> None:
         """Notes an observation that failed; the gauges keep what was last seen."""
         self._observation_failures.inc()
+        self._observation_up.set(0)
 
     def retention(self, seconds: float | None) -> None:
         """Notes how long ended runs are kept from now on."""
@@ -277,6 +284,8 @@ class Metrics:
     def database(self, state: DatabaseState) -> None:
         """Notes the state that holds from now on."""
         self._database_up.set(state is DatabaseState.UP)
+        if state is not DatabaseState.UP:
+            self._observation_up.set(0)  # nothing is observed meanwhile
         for each in DatabaseState:
             self._database_state.labels(each).set(each is state)
 
@@ -333,6 +342,7 @@ class Metrics:
         self._armed = self._gauge("curfew_armed_runs")
         self._armed_capped = self._gauge("curfew_armed_runs_capped")
         self._next_deadline = self._gauge("curfew_next_deadline_timestamp_seconds")
+        self._observation_up = self._gauge("curfew_observation_up")
         self._observation_duration = self._gauge("curfew_observation_duration_seconds")
         self._observation_failures = self._counter("curfew_observation_failures_total")
 

@@ -12,7 +12,7 @@ from curfew_daemon.enforcer import Enforcer, Listener
 from curfew_daemon.events import Events
 from curfew_daemon.isolation import Isolation
 from curfew_daemon.links import make_link
-from curfew_daemon.observer import PAGE_BUDGET, Observer
+from curfew_daemon.observer import Observer
 from curfew_daemon.results import MarkedBatch
 from curfew_daemon.scan import LowWaterMark
 from curfew_daemon.sweeper import Sweeper
@@ -90,7 +90,7 @@ def make_observer(current: Callable[[], Settings], slack: Callable[[], float]) -
     settings = current()
     return Observer(
         tables_in(settings.schema_name),
-        make_link(current, statement_timeout=settings.observe_budget),
-        page_budget=min(PAGE_BUDGET, settings.observe_budget),
+        # The planner's costs of all parts add up to where PostgreSQL compiles a statement, for longer than it runs.
+        make_link(current, statement_timeout=settings.observe_budget, options={"jit": "off"}),
         name=lambda: session_name(settings.instance, version("curfewd"), slack()),
     )

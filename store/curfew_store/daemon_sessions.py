@@ -6,7 +6,6 @@ into that of one of its sessions needs no table, no right and no cleaning up aft
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -16,6 +15,7 @@ from sqlalchemy import (
     DateTime,
     Double,
     Integer,
+    Select,
     String,
     bindparam,
     cast,
@@ -28,7 +28,7 @@ from sqlalchemy import (
 
 from curfew_store.schema import as_utc
 
-__all__ = ["APPLICATION_PREFIX", "DaemonSessions", "daemon_sessions", "is_pooled", "publish", "session_name"]
+__all__ = ["APPLICATION_PREFIX", "DaemonSessions", "daemon_sessions_statement", "is_pooled", "publish", "session_name"]
 
 APPLICATION_PREFIX: Final = "curfewd "
 """How the name of every session of a daemon begins; the name of the instance follows, and perhaps a version and a
@@ -68,8 +68,8 @@ def publish(conn: Connection, name: str) -> None:
     )
 
 
-def daemon_sessions(conn: Connection, *, limit: int) -> list[DaemonSessions]:
-    """The daemons with a session on this database by their names, at most *limit*; one statement.
+def daemon_sessions_statement() -> Select[Any]:
+    """The first ``:daemons`` with a session on this database, by their names, as `DaemonSessions`.
 
     Reads the server's list of sessions, which is memory and no table.
     """
@@ -90,20 +90,20 @@ def daemon_sessions(conn: Connection, *, limit: int) -> list[DaemonSessions]:
     )
     instance = literal_column("told.parts[1]", String)
     slack = cast(literal_column("told.parts[3]"), Double) / literal_column("1000.0")
-    statement = (
+    statement: Any = (
         select(
-            instance,
-            func.count(),
+            instance.label("instance"),
+            func.count().label("sessions"),
             as_utc(func.min(told.c.backend_start)),
-            func.max(literal_column("told.parts[2]", String)),
-            func.max(slack),
+            func.max(literal_column("told.parts[2]", String)).label("version"),
+            func.max(slack).label("slack"),
         )
         .where(told.c.parts.is_not(None))
         .group_by(instance)
         .order_by(instance)
-        .limit(bindparam("limit", limit))
+        .limit(bindparam("daemons", type_=Integer))
     )
-    return list(itertools.starmap(DaemonSessions, conn.execute(statement)))
+    return statement  # type: ignore[no-any-return]
 
 
 def is_pooled(conn: Connection) -> bool:

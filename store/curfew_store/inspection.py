@@ -1,4 +1,4 @@
-"""Looking without touching: gauges, the plan of what would be marked, and facts for a health check.
+"""Looking without touching: the plan of what would be marked, and facts for a health check.
 
 Plain SELECTs that take no row lock, so what SKIP LOCKED hides from a claim is seen here. Longer than
 other modules, so that all of these looks stand in one place.
@@ -8,23 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     DateTime,
-    Double,
     Integer,
     Interval,
-    Select,
     String,
     bindparam,
-    case,
     column,
     exists,
-    extract,
     func,
     literal,
     literal_column,
@@ -34,20 +30,19 @@ from sqlalchemy import (
 
 from curfew_store.deadlines import required_timeout
 from curfew_store.enforcement import claim_statement
-from curfew_store.schema import ARMED_INDEX, CONTROLS, VERSION_TABLE, Tables, armed, as_utc, due, quoted
-from curfew_store.version import relation_exists
+from curfew_store.schema import ARMED_INDEX, CONTROLS, VERSION_TABLE, Tables, armed, as_utc, quoted
+from curfew_store.version import relation, relation_exists
 
 __all__ = [
-    "Gauges",
     "PlannedFlow",
     "ServerFacts",
     "claim_uses_index",
-    "gauges",
     "has_upstream_engine",
     "keys_without_record",
     "missing_rights",
     "planned_flows",
     "server_facts",
+    "upstream_engine",
 ]
 
 UPSTREAM_RUNS: Final = "flow_runs"
@@ -61,56 +56,9 @@ def has_upstream_engine(conn: Connection, tables: Tables) -> bool:
     return relation_exists(conn, tables.schema, UPSTREAM_RUNS)
 
 
-@dataclass(frozen=True, slots=True)
-class Gauges:
-    """Counts stop at a bound; ``*_capped`` says that one did. Durations are in seconds."""
-
-    overdue: int
-    overdue_capped: bool
-    oldest_overdue_age: float | None
-    armed: int
-    armed_capped: bool
-    next_due_in: float | None
-
-
-def gauges(conn: Connection, tables: Tables, *, bound: int) -> Gauges:
-    """How many armed runs are overdue and how many are still to come, each counted up to *bound*; one statement."""
-    controls = tables.controls
-    still_to_come = (armed(controls), controls.c.timeout_at_utc > func.now())
-
-    def count(*conditions: Any) -> Any:
-        some: Select[Any] = select(literal_column("1")).select_from(controls).where(*conditions)
-        return select(func.count()).select_from(some.limit(bindparam("bound")).subquery()).scalar_subquery()
-
-    def edge(*conditions: Any) -> Any:
-        first = select(controls.c.timeout_at_utc).where(*conditions).order_by(controls.c.timeout_at_utc)
-        return first.limit(literal_column("1")).scalar_subquery()
-
-    def seconds(later: Any, earlier: Any) -> Any:
-        # Infinite times have no difference before PostgreSQL 17; a century is as good.
-        near = func.now() - literal_column("interval '100 years'")
-        far = func.now() + literal_column("interval '100 years'")
-        return extract("epoch", func.least(later, far) - func.greatest(earlier, near)).cast(Double)
-
-    oldest = edge(due(controls))
-    following = edge(*still_to_come)
-    row = conn.execute(
-        select(
-            count(due(controls)).label("overdue"),
-            case((oldest.is_not(None), seconds(func.now(), oldest))).label("age"),
-            count(*still_to_come).label("armed"),
-            case((following.is_not(None), seconds(following, func.now()))).label("next_due_in"),
-        ),
-        {"bound": bound + 1},
-    ).one()
-    return Gauges(
-        overdue=min(row.overdue, bound),
-        overdue_capped=row.overdue > bound,
-        oldest_overdue_age=row.age,
-        armed=min(row.armed, bound),
-        armed_capped=row.armed > bound,
-        next_due_in=row.next_due_in,
-    )
+def upstream_engine(tables: Tables) -> ColumnElement[bool]:
+    """The same as a column of a statement."""
+    return relation(tables.schema, UPSTREAM_RUNS)
 
 
 @dataclass(frozen=True, slots=True)

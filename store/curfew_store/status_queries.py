@@ -1,4 +1,4 @@
-"""What the status page asks of the database: plain SELECTs, each on an index and each bounded.
+"""What the status page shows of the table: plain SELECTs, each on an index and each bounded.
 
 None takes a row lock, so what a claim passes over because somebody holds it is seen here. The reads of the table
 go along the index of armed deadlines in its own order (ORDER BY, not a count of all that matches), which keeps the
@@ -7,14 +7,12 @@ planner on it whatever the statistics say.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    Connection,
     Double,
     Integer,
     Select,
@@ -30,9 +28,7 @@ from curfew_store.schema import Tables, armed, as_utc, due
 __all__ = [
     "DueMinute",
     "OverdueRun",
-    "due_per_minute",
     "due_per_minute_statement",
-    "longest_overdue",
     "longest_overdue_statement",
 ]
 
@@ -45,20 +41,12 @@ class DueMinute:
     capped: bool
 
 
-def due_per_minute(conn: Connection, tables: Tables, *, minutes: int, bound: int) -> list[DueMinute]:
-    """What falls due in each of the next *minutes*, each counted up to *bound*; one statement.
-
-    The first minute begins now, and a deadline at the edge of two belongs to the earlier.
-    """
-    counts = conn.execute(due_per_minute_statement(tables), {"last": minutes - 1, "bound": bound + 1}).scalars()
-    return [DueMinute(min(count, bound), count > bound) for count in counts]
-
-
 def due_per_minute_statement(tables: Tables) -> Select[Any]:
-    """The statement of `due_per_minute`: a bounded walk along the index for each minute.
+    """How many runs fall due in each minute from 0 to ``:last``, counted up to ``:per_minute``: a walk for each.
 
-    One walk over the whole hour with one bound would cost as much and could leave the later minutes unseen. Among
-    100,000 runs it takes 1 to 17 ms (PostgreSQL 15), by whichever way the planner reads the index.
+    The first minute begins now, and a deadline at the edge of two belongs to the earlier. One walk over the whole hour
+    with one bound would cost as much and could leave the later minutes unseen. Among 100,000 runs it takes 1 to 17 ms
+    (PostgreSQL 15), by whichever way the planner reads the index.
     """
     controls = tables.controls
     series = (
@@ -75,7 +63,7 @@ def due_per_minute_statement(tables: Tables) -> Select[Any]:
             controls.c.timeout_at_utc <= begin + literal_column("interval '1 minute'"),
         )
         .order_by(controls.c.timeout_at_utc)
-        .limit(bindparam("bound", type_=Integer))
+        .limit(bindparam("per_minute", type_=Integer))
         .correlate(series)
         .subquery()
     )
@@ -94,13 +82,8 @@ class OverdueRun:
     late: float
 
 
-def longest_overdue(conn: Connection, tables: Tables, *, limit: int) -> list[OverdueRun]:
-    """The overdue runs that have waited longest, at most *limit*; one statement."""
-    return list(itertools.starmap(OverdueRun, conn.execute(longest_overdue_statement(tables), {"limit": limit})))
-
-
 def longest_overdue_statement(tables: Tables) -> Select[Any]:
-    """The statement of `longest_overdue`: the first entries of the index."""
+    """The ``:runs`` overdue runs that have waited longest, as `OverdueRun`: the first entries of the index."""
     controls = tables.controls
     # An infinite difference is an error before PostgreSQL 17; a century is as good.
     since = func.greatest(controls.c.timeout_at_utc, func.now() - literal_column("interval '100 years'"))
@@ -113,5 +96,5 @@ def longest_overdue_statement(tables: Tables) -> Select[Any]:
         )
         .where(due(controls))
         .order_by(controls.c.timeout_at_utc, controls.c.run_id)
-        .limit(bindparam("limit", type_=Integer))
+        .limit(bindparam("runs", type_=Integer))
     )

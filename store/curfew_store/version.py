@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Final, TypeVar
 
 import sqlalchemy.exc
-from sqlalchemy import Connection, bindparam, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, bindparam, func, literal_column, select
 
 from curfew_store.errors import SchemaMismatch, sqlstate_of
 from curfew_store.execution import PLAINLY
@@ -36,10 +36,14 @@ _UNDEFINED = {"42P01": "a table of curfewd is missing", "42703": "a column of cu
 
 def relation_exists(conn: Connection, schema: str, name: str) -> bool:
     """Whether *schema* has a relation called *name* that this role may look up."""
+    return conn.execute(select(relation(schema, name)), execution_options=PLAINLY).scalar_one()
+
+
+def relation(schema: str, name: str) -> ColumnElement[bool]:
+    """`relation_exists` as a column of a statement."""
     # pg_catalog by name: a function of anybody's in the search path whose types fit better would be called instead.
     qualified = func.pg_catalog.format(literal_column("'%I.%I'"), bindparam("schema", schema), bindparam("name", name))
-    exists = select(func.pg_catalog.to_regclass(qualified).is_not(None))
-    return conn.execute(exists, execution_options=PLAINLY).scalar_one()
+    return func.pg_catalog.to_regclass(qualified).is_not(None)
 
 
 def found_version(conn: Connection, tables: Tables) -> tuple[str, int] | None:

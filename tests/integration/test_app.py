@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from curfew_daemon import app, events, observer
 from curfew_daemon.app import Daemon
 from curfew_daemon.lifecycle import Action, Exit
+from curfew_daemon.observer import Observer
 from curfew_daemon.passes import Claims
 from curfew_daemon.status.facts import Verdict
 from tests.conftest import Database
@@ -286,10 +287,11 @@ def test_a_drain_in_hand_follows_the_settings(draining: tuple[Running, threading
 def test_a_slow_page_is_no_failed_observation(
     rows: Rows, start: Callable[[], Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where its own queries take too long the page shows the gauges alone, and all of it once they are in time."""
+    """Where the whole takes too long the page shows the gauges alone, and all of it once it is in time."""
     rows.insert("active")
+    monkeypatch.setattr(observer, "WITHOUT_PAGE", 0.0)
     with monkeypatch.context() as slow:
-        slow.setattr(observer, "due_per_minute", lambda conn, *_, **__: conn.exec_driver_sql("SELECT pg_sleep(9)"))
+        slow.setattr(Observer, "_whole", lambda _self, conn, _runs: conn.exec_driver_sql("SELECT pg_sleep(9)"))
         running = start()
         eventually(lambda: running.daemon._board.facts().seen, "the table is read")
         seen = running.daemon._board.facts().seen

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Connection
 
 from curfew_store import inspection
+from curfew_store.observation import PageBounds, observe
 from curfew_store.schema import tables_in
 from tests.conftest import Database
 from tests.integration.contract.rows import FLOW, OTHER_FLOW, STATES, Rows
@@ -21,7 +22,7 @@ def test_nothing_here_writes_or_locks(rows: Rows, database: Database) -> None:
     rows.insert("overdue")
     with rows.held("SELECT 1 FROM flow_run_controls FOR UPDATE"), database.engine.connect() as plain:
         conn = plain.execution_options(postgresql_readonly=True)
-        inspection.gauges(conn, TABLES, bound=10)
+        observe(conn, TABLES, bound=10, page=PageBounds(minutes=2, per_minute=2, runs=2, daemons=2))
         inspection.planned_flows(conn, TABLES, within=timedelta(hours=1))
         inspection.server_facts(conn)
         inspection.missing_rights(conn, TABLES)

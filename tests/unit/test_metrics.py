@@ -296,6 +296,19 @@ def test_failed_observation_leaves_the_gauges() -> None:
     assert value(metrics, "curfew_overdue_runs") == 4
 
 
+def test_the_gauges_of_the_table_say_whether_they_are_fresh() -> None:
+    """Not before the first observation, after one that failed, or without the database; a new one makes them so."""
+    metrics = Metrics()
+    metrics.database(DatabaseState.UP)
+    assert value(metrics, "curfew_observation_up") == 0
+    for stale in (metrics.observation_failed, lambda: metrics.database(DatabaseState.UNREACHABLE)):
+        metrics.observed(observation())
+        metrics.database(DatabaseState.UP)
+        assert value(metrics, "curfew_observation_up") == 1
+        stale()
+        assert value(metrics, "curfew_observation_up") == 0
+
+
 def test_one_database_state_holds() -> None:
     """No state holds before the first contact, then exactly the last one; up is 1 only for `up`."""
     metrics = Metrics()
