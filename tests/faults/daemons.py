@@ -27,6 +27,15 @@ _STOP_WITHIN = 15.0
 _LOOK_EVERY = 0.05
 
 
+def kept_environment() -> dict[str, str]:
+    """The caller's environment without what it says about databases and daemons, which is about others.
+
+    And daemons may write bytecode: compiling all that one imports takes four seconds of a processor, at every start.
+    """
+    left_out = ("CURFEW_", "PG", "PYTHONDONTWRITEBYTECODE")
+    return {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+
+
 class DaemonProcess:
     """One running daemon, known in ``pg_stat_activity`` and in audits as ``curfewd <instance>``."""
 
@@ -34,8 +43,7 @@ class DaemonProcess:
         self.instance = instance
         self.application_name = f"curfewd {instance}"
         self.log = logs / f"{instance}.log"
-        # What the caller's shell says about databases and daemons is about others.
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("CURFEW_", "PG"))}
+        kept = kept_environment()
         own = {
             "CURFEW_DATABASE_URL": url,
             "CURFEW_HTTP_PORT": "0",

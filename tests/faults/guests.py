@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from tests.faults.daemons import _LAUNCH
+from tests.faults.daemons import _LAUNCH, kept_environment
 from tests.faults.lab import Lab
 
 __all__ = ["Guest", "Output", "guest"]
@@ -51,7 +51,7 @@ class Guest:
 def guest(lab: Lab, output: Output, settings: Mapping[str, str] | None = None) -> Iterator[Guest]:
     """A daemon on the lab's database for the length of a block; it is killed at the end. Call from one thread."""
     instance = f"guest-{next(_NUMBERS)}"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CURFEW_", "PG"))}
+    kept = kept_environment()
     own = {
         "CURFEW_DATABASE_URL": lab.fleet.url,
         "CURFEW_HTTP_PORT": "0",

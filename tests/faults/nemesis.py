@@ -23,7 +23,7 @@ from tests.faults.lab import Kind, Lab, Strike, Violation
 __all__ = ["Nemesis", "Planned", "Struck", "digest_of", "schedule"]
 
 LIGHT_TURNS: Final = 4
-GROUP: Final = 12
+GROUP: Final = 20
 """How many strikes that may overlap come in succession."""
 OVERLAP: Final = 4
 PAUSE: Final = (0.05, 0.4)
@@ -64,7 +64,8 @@ def _grouped(turns: Sequence[Kind]) -> Iterator[Kind]:
     alone = [kind for kind in turns if kind.alone]
     groups = max(1, round(len(company) / GROUP))
     for number in range(groups):
-        yield from _part(company, number, groups)
+        # The long ones first, so that the others strike meanwhile.
+        yield from sorted(_part(company, number, groups), key=lambda kind: not kind.heavy)
         yield from _part(alone, number, groups)
 
 
