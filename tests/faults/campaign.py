@@ -24,6 +24,7 @@ from tests.faults.record import Record
 __all__ = ["Campaign", "Outcome", "run"]
 
 LAB_SECONDS: Final = 360.0
+_SAID: Final = 20
 
 
 @dataclass
@@ -136,8 +137,10 @@ def _one_lab(
         record = _struck_and_rested(lab, campaign, *part, outcome.botched)
         violations = check(record)
         outcome.add(record, violations)
-        for violation in violations:
+        for violation in violations[:_SAID]:
             say(f"  VIOLATION {violation.invariant}: {violation.said}")
+        if len(violations) > _SAID:
+            say(f"  VIOLATION … and {len(violations) - _SAID} more")
         if campaign.keep and (violations or campaign.keep_all):
             folder = campaign.keep / f"{stage.replace(' ', '-')}-{part[1]}"
             evidence.keep(lab, record, violations, folder)

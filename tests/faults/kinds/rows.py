@@ -158,7 +158,8 @@ def _together(strikes: list[Strike]) -> Strike:
 KINDS: Final = (
     Kind("F21", "stale-statistics", "statistics gone stale", stale_statistics),
     Kind("F33", "poison", "poison rows", poison, alone=True),
-    Kind("F34", "flood", "a great many equal deadlines", flood),
+    # By itself: it takes all the processor there is, and what is late meanwhile could not be laid to anything else.
+    Kind("F34", "flood", "a great many equal deadlines", flood, alone=True),
     Kind("F40", "missing-schema", "columns, tables or the schema version missing", missing_schema, alone=True),
     Kind("F41", "mixed", "several faults at once", mixed, alone=True, recovery=20.0),
 )
