@@ -42,7 +42,7 @@ from curfew_daemon.metrics import Metrics
 from curfew_daemon.observer import Reading
 from curfew_daemon.pacing import Pacer
 from curfew_daemon.purge_job import PurgeJob
-from curfew_daemon.results import DatabaseState, MarkedBatch, SweepResult
+from curfew_daemon.results import DatabaseState, MarkedBatch, Observation, SweepResult
 from curfew_daemon.status import Board, Identity, StatusPage
 from curfew_daemon.wait_bounds import MARGIN
 from curfew_daemon.wake import observer_pause
@@ -267,9 +267,9 @@ class Daemon:
         self._pacer.wake("observe")
 
     def _observe_job(self) -> float:
-        early = self._observe_from - time.monotonic()
-        if early > 0:
-            return min(early, self._settings.observe_interval)
+        interval, asked = self._settings.observe_interval, time.monotonic()
+        if (early := self._observe_from - asked) > 0:
+            return min(early, interval)
         if self._enforcer.state is DatabaseState.UP:
             try:
                 reading = self._observer.run_once(runs=self._settings.status_runs)
@@ -279,8 +279,18 @@ class Daemon:
                 if getattr(error, "state", None) is DatabaseState.UPSTREAM_ENGINE:
                     self._refuse_upstream()
             else:
+                self._spare_poll(asked, reading.gauges)
                 self._observed(reading)
-        return self._settings.observe_interval
+        # At a steady rate, which keeps the look just ahead of the poll that it spares.
+        return max(interval / 2, interval - (time.monotonic() - asked))
+
+    def _spare_poll(self, asked: float, observation: Observation) -> None:
+        """A look that found nothing to do is as good as a poll: the next one comes a poll interval after it."""
+        settings = self._settings
+        if observation.overdue or settings.observe_interval < 2 * settings.poll_interval:
+            return  # a sweep is put off once at most before it comes
+        if (until := self._enforcer.idle_until(asked, observation.next_due_in)) is not None:
+            self._pacer.postpone("sweep", until)
 
     def _observed(self, reading: Reading) -> None:
         self._metrics.observed(reading.gauges)

@@ -20,6 +20,7 @@ from curfew_daemon.failures import is_database_error, state_of
 from curfew_daemon.hints import Hints
 from curfew_daemon.results import DatabaseState, SweepResult
 from curfew_daemon.sweeper import Sweeper
+from curfew_daemon.wait_bounds import HEALTHZ_STALENESS
 from curfew_daemon.wake import Pace, Seen, Wake
 from curfew_store.hints import Hint
 
@@ -28,6 +29,9 @@ __all__ = ["Enforcer", "Listener", "seen_by"]
 
 GAP: Final = 0.05
 """Seconds to the next wake-up that are enough for the way through the scheduler, which takes some milliseconds."""
+
+_LONGEST_SPARED: Final = HEALTHZ_STALENESS / 4
+"""The longest poll interval, in seconds, of which a sweep may skip one."""
 
 LONGEST_SERVICE: Final = 60.0
 """Seconds after which `Enforcer.serve` returns also where there is no such gap."""
@@ -137,6 +141,23 @@ class Enforcer:
         """The sweep in hand has marked a batch; for the thread that serves."""
         self._succeeded()
         self._listener.progressed()
+
+    def idle_until(self, asked: float, next_due_in: float | None) -> float | None:
+        """How long the planned sweep may wait, given that somebody else's look at *asked* found nothing overdue.
+
+        Both moments are on the monotonic clock; *next_due_in* counts from *asked*. ``None`` where the sweep shall
+        come as planned: only a poll is spared, only where the look saw a whole poll interval ahead, and not where two
+        poll intervals without a beat would be taken for the end of the loop.
+        """
+        poll_interval = self._poll_interval()
+        if self._serving or self._next.reason != "poll" or self.state is not DatabaseState.UP:
+            return None
+        if poll_interval > _LONGEST_SPARED:
+            return None
+        if next_due_in is not None and next_due_in <= poll_interval:
+            return None
+        until = asked + poll_interval
+        return until if self._hints.postponed(until, asked) else None
 
     def cancel(self) -> None:
         """Have the server end the statements in hand; waits two seconds at most, however many connections."""

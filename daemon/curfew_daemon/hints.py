@@ -43,6 +43,7 @@ class Hints:
         self._lock = threading.Lock()
         self._earliest: Planned | None = None
         self._no_sooner = 0.0
+        self._heard_at = -math.inf
         # Nothing comes before a sweep that is due at once, or before one that waits out a failure.
         self.sweep_at = -math.inf
         """When the next sweep is planned; plus infinity while one is in hand."""
@@ -56,6 +57,7 @@ class Hints:
     def heard(self, hint: Hint, slack: float) -> bool:
         """Takes a hint; whether it brings the next sweep forward. *slack* is what a standby adds, in seconds."""
         with self._lock:
+            self._heard_at = self._clock()
             if self._seen is None:
                 return False
             now, asked = self._seen
@@ -83,6 +85,17 @@ class Hints:
             self._no_sooner = self._clock() + GAP
             if self._earliest is not None and self._earliest.at >= next_at:
                 self._earliest = None
+
+    def postponed(self, next_at: float, asked: float) -> bool:
+        """Whether the planned sweep may wait until *next_at*, since a look at *asked* found nothing before that.
+
+        Not if a hint came after the look was sent: it may tell of a run that the look did not see.
+        """
+        with self._lock:
+            if self._earliest is not None or self._heard_at >= asked or not math.isfinite(self.sweep_at):
+                return False
+            self.sweep_at = max(self.sweep_at, next_at)
+            return True
 
     def sweep_failed(self) -> None:
         """It failed: no hint shortens the pause before the next attempt."""

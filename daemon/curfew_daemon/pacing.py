@@ -57,6 +57,13 @@ class Pacer:
             job.due_at = min(job.due_at, self._clock())
         self._changed()
 
+    def postpone(self, name: str, due_at: float) -> None:
+        """Have a job that waits run no sooner than *due_at* on the clock; no job that runs or has been woken."""
+        with self._lock:
+            job = self._jobs[name]
+            if not job.running and job.due_at > self._clock():
+                job.due_at = max(job.due_at, due_at)
+
     def ended(self, name: str, delay: float) -> None:
         """A run ended; the next is due after *delay* seconds, or now if a wake-up came meanwhile."""
         with self._lock:

@@ -299,3 +299,31 @@ def test_a_slow_page_is_no_failed_observation(
         assert (seen.gauges.armed, seen.table) == (1, None)
     eventually(lambda: running.daemon._board.facts().seen.table is not None, "the page is whole")  # type: ignore[union-attr]
     assert running.count("curfew_observation_failures_total") == 0
+
+
+def test_a_reading_that_finds_nothing_to_do_spares_a_poll(rows: Rows, start: Callable[[], Running]) -> None:
+    """The planned sweep is put off to a poll interval after the reading, unless a deadline is near or overdue."""
+    running = start()
+    daemon = running.daemon
+    daemon._settings = daemon._settings.model_copy(update={"poll_interval": 7.0, "observe_interval": 300.0})
+
+    def due_at() -> float:
+        return daemon._pacer._jobs["sweep"].due_at
+
+    def read() -> None:
+        last = daemon._board.facts().seen
+        daemon._pacer.wake("observe")
+        eventually(lambda: daemon._board.facts().seen.at > last.at, "it is read")  # type: ignore[union-attr]
+        eventually(lambda: daemon._pacer.idle("observe"), "the reading ended")
+
+    eventually(lambda: daemon._board.facts().seen, "the table is read")
+    daemon._enforcer.nudge()
+    daemon._pacer.wake("sweep")
+    eventually(lambda: due_at() - time.monotonic() > 3, "the next poll is planned")
+    planned = due_at()
+    read()
+    assert planned < due_at() <= time.monotonic() + 7
+    planned = due_at()
+    rows.insert(timeout_at_utc="now() + interval '6 seconds'")
+    read()
+    assert due_at() == planned

@@ -441,3 +441,65 @@ def test_the_connection_is_its_to_cancel_and_to_close() -> None:
     assert bench.cancelled
     assert bench.closed
     assert [bench.enforcer.crew_ends_within(seconds) for seconds in (0.5, 1.5)] == [False, True]
+
+
+# When the observer's look spares a poll
+
+
+def test_a_poll_is_spared_by_a_look_that_found_nothing() -> None:
+    """The next sweep then comes a poll interval after the look was sent."""
+    bench = Bench(looked(), poll_interval=1.0)
+    assert bench.enforcer.serve().reason == "poll"
+    asked = time.monotonic()
+    assert bench.enforcer.idle_until(asked, None) == asked + 1.0
+    assert bench.enforcer.idle_until(asked, 1.1) == asked + 1.0
+
+
+def test_no_poll_is_spared_ahead_of_a_deadline_that_the_look_saw() -> None:
+    """Within a poll interval it is the sweep's to learn of it."""
+    bench = Bench(looked(), poll_interval=1.0)
+    bench.enforcer.serve()
+    assert bench.enforcer.idle_until(time.monotonic(), 1.0) is None
+
+
+def test_no_poll_is_spared_after_a_hint() -> None:
+    """The look may have been sent before the run was there."""
+    bench = Bench(looked(), poll_interval=1.0)
+    bench.enforcer.serve()
+    asked = time.monotonic()
+    bench.enforcer.hinted(hint_in(30))
+    assert bench.enforcer.idle_until(asked, None) is None
+
+
+@pytest.mark.parametrize("reason", ["deadline", "blocked", "retry", "hint"])
+def test_only_a_poll_is_spared(reason: str) -> None:
+    """Not the wake-up for a deadline, for rows that others hold, after a failure, or for a hint."""
+    bench = Bench(looked(), poll_interval=1.0)
+    bench.enforcer.serve()
+    bench.enforcer._next = Wake(0.5, reason)
+    assert bench.enforcer.idle_until(time.monotonic(), None) is None
+
+
+def test_no_poll_is_spared_while_a_sweep_is_in_hand_or_the_database_is_away() -> None:
+    """Whoever looked may have looked elsewhere, or too early."""
+    found: list[float | None] = []
+
+    def meanwhile() -> SweepResult:
+        found.append(bench.enforcer.idle_until(time.monotonic(), None))
+        return looked()
+
+    bench = Bench(looked(), meanwhile, looked(), poll_interval=1.0)
+    bench.enforcer.serve()
+    bench.enforcer.serve()
+    bench.enforcer.serve()
+    assert bench.enforcer.idle_until(time.monotonic(), None) is not None
+    bench.enforcer.state = DatabaseState.UNREACHABLE
+    found.append(bench.enforcer.idle_until(time.monotonic(), None))
+    assert found == [None, None]
+
+
+def test_no_poll_is_spared_where_the_silence_would_be_taken_for_the_end() -> None:
+    """Two of the longest poll intervals without a beat are too many for who watches the loop."""
+    bench = Bench(looked(), poll_interval=7.6)
+    bench.enforcer.serve()
+    assert bench.enforcer.idle_until(time.monotonic(), None) is None

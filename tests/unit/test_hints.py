@@ -224,3 +224,44 @@ def test_pauses_double_up_to_their_bound_and_are_jittered() -> None:
         assert bounds[-1] == max(bounds) == longest
         assert [pause_after(n, state, 0.0) for n in range(1, 40)] == [bound / 2 for bound in bounds]
     assert PAUSE_LONGEST[ListenerState.SILENT] > PAUSE_LONGEST[ListenerState.UNREACHABLE]
+
+
+# When a poll is spared
+
+
+def test_a_sweep_that_is_put_off_counts_from_its_new_moment() -> None:
+    """A hint for the time between is heeded; one for after it is left to the look ahead."""
+    bench = Bench(planned=101.0)
+    assert bench.hints.postponed(102.0, asked=100.0)
+    assert bench.hints.sweep_at == 102.0
+    assert not bench.hints.heard(Hint(NOW + timedelta(seconds=2.1), RUN), 0.0)
+    assert bench.hints.heard(Hint(NOW + timedelta(seconds=1.5), RUN), 0.0)
+
+
+def test_no_sweep_is_put_off_behind_a_hint() -> None:
+    """Neither behind one that waits, nor after one which the look that found nothing may not have seen."""
+    bench = Bench(planned=101.0)
+    bench.clock = 100.2
+    assert not bench.hints.heard(Hint(NOW + timedelta(seconds=1.5), RUN), 0.0)
+    assert not bench.hints.postponed(102.0, asked=100.2)
+    assert bench.hints.sweep_at == 101.0
+    assert bench.hints.postponed(102.0, asked=100.3)
+    assert bench.hints.heard(Hint(NOW + timedelta(seconds=1.5), RUN), 0.0)
+    bench.clock = 100.4
+    assert not bench.hints.postponed(102.5, asked=100.5)
+
+
+def test_neither_a_sweep_in_hand_nor_a_pause_after_a_failure_is_put_off() -> None:
+    """There is no planned moment then."""
+    bench = Bench()
+    bench.hints.sweep_begins()
+    assert not bench.hints.postponed(200.0, asked=150.0)
+    bench.hints.sweep_failed()
+    assert not bench.hints.postponed(200.0, asked=150.0)
+
+
+def test_a_sweep_is_never_brought_forward_by_being_put_off() -> None:
+    """The later of the two moments counts."""
+    bench = Bench(planned=101.0)
+    assert bench.hints.postponed(100.5, asked=100.1)
+    assert bench.hints.sweep_at == 101.0

@@ -136,3 +136,26 @@ def test_the_wall_clock_has_no_say() -> None:
     imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     assert {name for name in read if name.startswith("time.")} == {"time.monotonic"}
     assert "datetime" not in imported
+
+
+def test_a_waiting_job_may_be_put_off(bench: Bench) -> None:
+    """It runs at the later moment; a moment before the planned one changes nothing."""
+    bench.pacer.run_due()
+    bench.pacer.ended("sweep", 1.0)
+    bench.pacer.postpone("sweep", bench.now + 1.5)
+    bench.pacer.postpone("sweep", bench.now + 0.5)
+    bench.pass_time(1.4)
+    assert bench.poked == ["sweep"]
+    bench.pass_time(0.1)
+    assert bench.poked == ["sweep", "sweep"]
+
+
+def test_a_job_that_was_woken_or_runs_is_not_put_off(bench: Bench) -> None:
+    """Nor is what follows the run in hand."""
+    bench.pacer.run_due()
+    bench.pacer.postpone("sweep", bench.now + 9)
+    bench.pacer.ended("sweep", 1.0)
+    bench.pacer.wake("sweep")
+    bench.pacer.postpone("sweep", bench.now + 9)
+    bench.pacer.run_due()
+    assert bench.poked == ["sweep", "sweep"]
