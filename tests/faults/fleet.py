@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.daemons import DaemonProcess
+from tests.faults.daemons import READY_WITHIN, DaemonProcess
 
 __all__ = ["Ending", "Fleet"]
 
+_LONGER_FOR_EACH = 2.0
 _STOPPED_TOGETHER = 8
 """More would take the processor from each other for longer than a daemon is given to stop."""
 
@@ -74,9 +75,10 @@ class Fleet:
             self._lock.notify_all()
 
     def wait_until_ready(self) -> None:
-        """Return once every daemon says that it is ready."""
+        """Return once every daemon says that it is ready; a large fleet that starts at once is given longer."""
+        patience = READY_WITHIN + _LONGER_FOR_EACH * len(self.members)
         for daemon in self.members:
-            daemon.wait_until_ready()
+            daemon.wait_until_ready(patience)
 
     @contextmanager
     def borrow(self, rng: random.Random) -> Iterator[DaemonProcess]:
