@@ -71,7 +71,7 @@ class UtcTimestamp(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tables:
     """The tables of one schema."""
 
