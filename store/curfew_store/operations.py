@@ -61,9 +61,8 @@ def get_run_control(tables: Tables, run_id: UUID) -> Operation[FlowRunControlRec
 
 def control_record(*columns: Any) -> FlowRunControlRecord:
     """A record from what the driver made of `control_columns`: times in UTC that do not say so yet."""
-    return FlowRunControlRecord(
-        *(value.replace(tzinfo=UTC) if isinstance(value, datetime) else value for value in columns)
-    )
+    fields: list[Any] = [each.replace(tzinfo=UTC) if isinstance(each, datetime) else each for each in columns]
+    return FlowRunControlRecord(*fields)
 
 
 def _changes_one(statement: Any, run_id: UUID, **given: Any) -> Operation[bool]:
