@@ -294,6 +294,8 @@ class Daemon:
 
     def _observed(self, reading: Reading) -> None:
         self._metrics.observed(reading.gauges)
+        if self._enforcer.state is not DatabaseState.UP:  # it changed meanwhile, and was perhaps told just before
+            self._metrics.unobserved()
         self._events.observed(reading.gauges)
         if reading.error is not None:
             self._events.status_page_incomplete(self._redacted(reading.error))

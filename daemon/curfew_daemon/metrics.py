@@ -257,6 +257,10 @@ class Metrics:
     def observation_failed(self) -> None:
         """Notes an observation that failed; the gauges keep what was last seen."""
         self._observation_failures.inc()
+        self.unobserved()
+
+    def unobserved(self) -> None:
+        """Notes that the gauges of the table are not fresh any more."""
         self._observation_up.set(0)
 
     def retention(self, seconds: float | None) -> None:
@@ -285,7 +289,7 @@ class Metrics:
         """Notes the state that holds from now on."""
         self._database_up.set(state is DatabaseState.UP)
         if state is not DatabaseState.UP:
-            self._observation_up.set(0)  # nothing is observed meanwhile
+            self.unobserved()  # as long as it lasts
         for each in DatabaseState:
             self._database_state.labels(each).set(each is state)
 

@@ -11,16 +11,20 @@ from typing import Any
 
 import apscheduler.executors.base
 import apscheduler.schedulers.base
+import psycopg
 import pytest
 from apscheduler.events import EVENT_JOB_MISSED, JobEvent
 from sqlalchemy import Connection
 
 from curfew_daemon import app, events, observer
 from curfew_daemon.app import Daemon
+from curfew_daemon.enforcer import Enforcer
 from curfew_daemon.lifecycle import Action, Exit
-from curfew_daemon.observer import Observer
+from curfew_daemon.observer import Observer, Reading
 from curfew_daemon.passes import Claims
+from curfew_daemon.results import DatabaseState
 from curfew_daemon.status.facts import Verdict
+from curfew_daemon.wake import Wake
 from tests.conftest import Database
 from tests.integration.contract.rows import Rows
 from tests.integration.sessions import eventually
@@ -282,6 +286,37 @@ def test_a_drain_in_hand_follows_the_settings(draining: tuple[Running, threading
     go_on.set()
     eventually(lambda: running.count("curfew_runs_timed_out_total") == 20, "the rest is marked")
     assert running.count("curfew_wakeups_total", reason="more") == 1
+
+
+def test_a_reading_that_ends_after_the_database_has_gone_is_not_fresh(
+    start: Callable[[], Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No further one is made until the database is back, so what it saw must not count meanwhile."""
+    run_once, serve = Observer.run_once, Enforcer.serve
+    first, reading, gone = threading.Event(), threading.Event(), threading.Event()
+
+    def late(observer: Observer, *, runs: bool) -> Reading:
+        seen = run_once(observer, runs=runs)
+        if first.is_set():
+            reading.set()
+            gone.wait(30)
+        first.set()
+        return seen
+
+    def outage(enforcer: Enforcer, reason: str | None = None) -> Wake:
+        if not reading.is_set():
+            return serve(enforcer, reason)
+        enforcer._enter(DatabaseState.UNREACHABLE, psycopg.OperationalError("planted"))
+        gone.set()
+        return Wake(POLL, "retry")
+
+    monkeypatch.setattr(Observer, "run_once", late)
+    monkeypatch.setattr(Enforcer, "serve", outage)
+    running = start()
+    eventually(lambda: running.count("curfew_observation_up") == 1, "the table is read")
+    eventually(gone.is_set, "the database goes during the next reading")
+    eventually(lambda: running.daemon._pacer.idle("observe"), "which ends")
+    assert running.count("curfew_observation_up") == 0
 
 
 def test_a_slow_page_is_no_failed_observation(
