@@ -6,6 +6,7 @@ python -m tests.mutants [--only sql|python] [--sample K --seed N] [--file TEXT] 
 from __future__ import annotations
 
 import argparse
+import itertools
 import queue
 import sys
 import threading
@@ -79,7 +80,7 @@ def chosen(options: argparse.Namespace) -> tuple[list[Mutant], dict[str, int]]:
         population["the store's SQL"] = len(changes())
     if options.only != "sql":
         found, counts = python_mutants(ROOT, seed=options.seed, match=options.file)
-        mutants += [mutant for mutant in found if _matches(mutant, options)][: options.sample]
+        mutants += itertools.islice((mutant for mutant in found if _matches(mutant, options)), options.sample)
         population |= {report.subject_of("python", file): count for file, count in counts.items()}
     return mutants, population
 

@@ -47,8 +47,11 @@ def own_tests() -> dict[str, tuple[str, ...]]:
     }
 
 
-def python_mutants(root: Path, *, seed: int, match: str = "") -> tuple[list[Mutant], dict[str, int]]:
-    """All mutants of files whose name holds *match*, in an order by *seed*, and how many there are per file."""
+def python_mutants(root: Path, *, seed: int, match: str = "") -> tuple[Iterator[Mutant], dict[str, int]]:
+    """All mutants of files whose name holds *match*, in an order by *seed*, and how many there are per file.
+
+    Each is made when it is taken, since that costs more than to find where it can be.
+    """
     try:
         mutating, plugins = (importlib.import_module(f"cosmic_ray.{name}") for name in ("mutating", "plugins"))
         nodes = importlib.import_module("cosmic_ray.ast")
@@ -56,21 +59,24 @@ def python_mutants(root: Path, *, seed: int, match: str = "") -> tuple[list[Muta
         raise CosmicRayMissingError from error
     operators = {name: plugins.get_operator(name)() for name in _operators(plugins)}
     chance = random.Random(seed)
-    mutants: list[Mutant] = []
+    found: list[tuple[str, str, int]] = []
     population: dict[str, int] = {}
-    for file, tests in own_tests().items():
-        if match not in file:
-            continue
-        source = (root / file).read_text(encoding="utf-8")
-        before = len(mutants)
-        for name, occurrence in _chosen(_places(source, operators, nodes), chance):
-            mutated = mutating.mutate_code(source, operators[name], occurrence)
+    own = {file: tests for file, tests in own_tests().items() if match in file}
+    sources = {file: (root / file).read_text(encoding="utf-8") for file in own}
+    for file, source in sources.items():
+        chosen = _chosen(_places(source, operators, nodes), chance)
+        found += [(file, name, occurrence) for name, occurrence in chosen]
+        population[file] = len(chosen)
+    chance.shuffle(found)
+
+    def made() -> Iterator[Mutant]:
+        for file, name, occurrence in found:
+            mutated = mutating.mutate_code(sources[file], operators[name], occurrence)
             if _is_python(mutated):
-                what = f"{name.removeprefix('core/')}: {changed_lines(source, mutated)}"
-                mutants.append(Mutant("python", what, file, mutated, tests))
-        population[file] = len(mutants) - before
-    chance.shuffle(mutants)
-    return mutants, population
+                what = f"{name.removeprefix('core/')}: {changed_lines(sources[file], mutated)}"
+                yield Mutant("python", what, file, mutated, own[file])
+
+    return made(), population
 
 
 def _chosen(places: Iterable[tuple[str, int, Place]], chance: random.Random) -> list[tuple[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ SLOTTED = [
 @pytest.mark.parametrize("kind", [*SLOTTED, schema.Tables], ids=lambda kind: kind.__name__)
 def test_values_are_frozen(kind: type) -> None:
     """No field can be set; only a tally counts up."""
-    value = object.__new__(kind)
+    value: Any = object.__new__(kind)
     for field in dataclasses.fields(kind):
         if kind is passes.Tally:
             setattr(value, field.name, None)
