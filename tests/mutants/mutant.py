@@ -27,7 +27,8 @@ class Mutant:
 class Outcome:
     """How a mutant fared: *killed* by the test *by*, or by its tests taking for ever (*timeout*).
 
-    *broken* is a mutant under which no test ran at all: that proves nothing.
+    A test that hangs is one that failed, and what keeps a module or a file of tests from being imported is *by*, too.
+    *broken* is a mutant under which no test ran for another reason, or one failed that does so anyway: no proof.
     """
 
     mutant: Mutant

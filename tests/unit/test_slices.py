@@ -62,3 +62,30 @@ def test_it_rests_longer_than_it_works() -> None:
     """Three times as long, and never not at all."""
     assert rest_after(0.02) == 0.06
     assert 0 < rest_after(0.0) < 0.01
+
+
+def test_a_walk_begins_at_the_first_page_with_a_few() -> None:
+    """32 pages, from there up to 1,024, or down to four."""
+    slices, pages = Slices(), []
+    assert slices.first == 0
+    for _ in range(7):
+        pages.append(slices.pages)
+        slices = slices.after(full=False, took=0.001)
+    assert pages == [32, 64, 128, 256, 512, 1024, 1024]
+    assert Slices(0, 9).after(full=True, took=0.0).pages == 4
+    assert Slices(0, 8).after(full=False, took=1.0).pages == FEWEST == 4
+
+
+def test_the_edges_of_the_right_length() -> None:
+    """A quarter of the longest is not quick, and the longest is not slow: 20 ms."""
+    assert LONGEST == 0.02
+    assert Slices(0, 64).after(full=False, took=LONGEST / 4).pages == 64
+    assert Slices(0, 64).after(full=False, took=LONGEST).pages == 64
+    assert Slices(0, 64).after(full=False, took=LONGEST * 1.01).pages == 32
+    assert Slices(0, 64).after(full=False, took=LONGEST / 4.01).pages == 128
+
+
+def test_the_shortest_rest_is_a_millisecond() -> None:
+    """A statement that took no time at all is rested after all the same."""
+    assert rest_after(0.0) == rest_after(0.0003) == 0.001
+    assert rest_after(0.001) == 0.003

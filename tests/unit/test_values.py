@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from curfew_daemon import isolation, passes, results, sweeper
+from curfew_daemon import isolation, passes, results, slices, sweeper, wake
 from curfew_store import deadlines, enforcement, hints, inspection, operations, records, retention, schema
 from curfew_store import status_queries as queries
 
@@ -33,7 +33,11 @@ SLOTTED = [
     results.SweepResult,
     retention.PageRange,
     retention.PurgedRange,
+    slices.Slices,
     sweeper._Look,
+    wake.Pace,
+    wake.Seen,
+    wake.Wake,
 ]
 
 
