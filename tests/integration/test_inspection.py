@@ -111,3 +111,62 @@ def test_another_engine_is_told_by_its_table_of_runs(rows: Rows, conn: Connectio
     assert not inspection.has_upstream_engine(conn, TABLES)
     rows.sql("CREATE TABLE flow_runs ()")
     assert inspection.has_upstream_engine(conn, TABLES)
+
+
+# Gauges
+
+
+def test_gauges_tell_overdue_from_still_to_come(rows: Rows, conn: Connection) -> None:
+    """Whatever is latched or has no deadline counts for neither; ages run from the earliest of each kind."""
+    nothing = inspection.gauges(conn, TABLES, bound=10)
+    assert nothing == inspection.Gauges(0, False, None, 0, False, None)
+    for state in STATES:
+        rows.insert(state)  # one overdue for a minute, one due in an hour
+    for minutes in (-30, -2, 20, 90, 600):
+        rows.insert(timeout_at_utc=f"now() + interval '{minutes} minutes'")
+    found = inspection.gauges(conn, TABLES, bound=10)
+    assert (found.overdue, found.armed) == (3, 4)
+    assert (found.overdue_capped, found.armed_capped) == (False, False)
+    assert found.oldest_overdue_age == pytest.approx(30 * 60, abs=50)
+    assert found.next_due_in == pytest.approx(20 * 60, abs=50)
+
+
+def test_gauges_are_counted_to_the_bound(rows: Rows, conn: Connection) -> None:
+    """Exact at the bound, capped beyond it, each by itself."""
+    for minutes in (-1, -2, 10, 20, 30):
+        rows.insert(timeout_at_utc=f"now() + interval '{minutes} minutes'")
+    found = [inspection.gauges(conn, TABLES, bound=bound) for bound in (1, 2, 3)]
+    assert [(each.overdue, each.overdue_capped) for each in found] == [(1, True), (2, False), (2, False)]
+    assert [(each.armed, each.armed_capped) for each in found] == [(1, True), (2, True), (3, False)]
+
+
+def test_the_edge_of_the_gauges_is_now(database: Database) -> None:
+    """A deadline equal to now is overdue, for no time at all, and not still to come; a plan has it, too."""
+    with database.engine.begin() as transaction:  # its now() stands still
+        transaction.exec_driver_sql(
+            "INSERT INTO flow_run_controls (run_id, timeout_at_utc) SELECT gen_random_uuid(), now()"
+        )
+        assert inspection.gauges(transaction, TABLES, bound=9) == inspection.Gauges(1, False, 0.0, 0, False, None)
+        assert [(flow.overdue, flow.due_later) for flow in inspection.planned_flows(transaction, TABLES)] == [(1, 0)]
+
+
+def test_infinite_deadlines_are_a_century_away(rows: Rows, conn: Connection) -> None:
+    """Another writer may have set them; they have an age and a distance all the same."""
+    rows.insert(timeout_at_utc="'-infinity'")
+    rows.insert(timeout_at_utc="'infinity'")
+    found = inspection.gauges(conn, TABLES, bound=9)
+    century = timedelta(days=36_525).total_seconds()
+    assert found.oldest_overdue_age == pytest.approx(century, abs=3 * 86_400)
+    assert found.next_due_in == pytest.approx(century, abs=3 * 86_400)
+
+
+def test_a_plan_without_a_reach_ends_now(database: Database) -> None:
+    """What is due in a moment is not in it."""
+    with database.engine.begin() as transaction:
+        transaction.exec_driver_sql(
+            "INSERT INTO flow_run_controls (run_id, timeout_at_utc)"
+            " SELECT gen_random_uuid(), now() + interval '100 milliseconds'"
+        )
+        assert inspection.planned_flows(transaction, TABLES) == []
+        within = inspection.planned_flows(transaction, TABLES, within=timedelta(seconds=0.1))
+        assert [(flow.overdue, flow.due_later) for flow in within] == [(0, 1)]

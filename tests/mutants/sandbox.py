@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ IMPORT = "its import"
 COLLECTING = "collecting "
 COLLECT = ("--collect-only",)
 
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 _INTERRUPTED = 2  # pytest's exit code where a file could not be collected
 
 
@@ -54,6 +54,10 @@ class Known:
         if test not in self._pass:
             self._pass[test] = run().code == 0
         return self._pass[test]
+
+    def left_out(self) -> list[str]:
+        """Options for pytest that leave out what fails without a mutant, too, and so proves nothing."""
+        return [option for test, passes in [*self._pass.items()] if not passes for option in ("--deselect", test)]
 
     def killed(self, file: str, by: str) -> None:
         """A mutant of *file* was noticed by a test."""
@@ -109,22 +113,30 @@ class Sandbox:
             raise SandboxError(f"the copy would be tested with {elsewhere}")
 
     def try_out(self, mutant: Mutant) -> Outcome:
-        """Run the mutant's tests with the mutant in place; what noticed it has to pass without."""
+        """Run the mutant's tests with the mutant in place; what noticed it has to pass without, or is left out."""
         taken = 0.0
         for tests in self._known.stages(mutant):
-            with self._in_place(mutant):
-                done = self._forks.pytest(tests, PATIENCE_SECONDS)
-                verdict, by = judged(done, lambda: self._forks.imports(_module(mutant), PATIENCE_SECONDS))
-            taken += done.seconds
+            verdict, by, seconds = self._stage(mutant, [*tests, *self._known.left_out()])
+            taken += seconds
             if verdict == "killed":
-                test = [*COLLECT, by.removeprefix(COLLECTING)] if by.startswith(COLLECTING) else [by]
-                if by == IMPORT or self._known.passes(by, partial(self._forks.pytest, test, PATIENCE_SECONDS)):
-                    self._known.killed(mutant.file, by)
-                else:
-                    verdict, by = "broken", f"{by} fails without the mutant, too"
+                self._known.killed(mutant.file, by)
             if verdict != "survived":
                 return Outcome(mutant, verdict, by, taken)
         return Outcome(mutant, "survived", "", taken)
+
+    def _stage(self, mutant: Mutant, tests: Sequence[str]) -> tuple[Verdict, str, float]:
+        with self._in_place(mutant):
+            done = self._forks.pytest(tests, PATIENCE_SECONDS)
+            verdict, by = judged(done, lambda: self._forks.imports(_module(mutant), PATIENCE_SECONDS))
+        if verdict != "killed" or by == IMPORT:
+            return verdict, by, done.seconds
+        alone = [*COLLECT, by.removeprefix(COLLECTING)] if by.startswith(COLLECTING) else [by]
+        if self._known.passes(by, partial(self._forks.pytest, alone, PATIENCE_SECONDS)):
+            return verdict, by, done.seconds
+        if by.startswith(COLLECTING) or by in tests:
+            return "broken", f"{by} fails without the mutant, too", done.seconds
+        verdict, by, seconds = self._stage(mutant, [*tests, "--deselect", by])
+        return verdict, by, done.seconds + seconds
 
     @contextmanager
     def _in_place(self, mutant: Mutant) -> Iterator[None]:

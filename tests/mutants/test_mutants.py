@@ -76,6 +76,7 @@ def test_what_does_nothing_when_the_program_runs_is_not_mutated() -> None:
     [
         (0, "3 passed", True, ("survived", "")),
         (1, "FAILED tests/a.py::test_b - assert", True, ("killed", "tests/a.py::test_b")),
+        (1, "FAILED tests/a.py::test_b[no key]\n1 failed", True, ("killed", "tests/a.py::test_b[no key]")),
         (1, "ERROR tests/a.py::test_b - fixture", True, ("killed", "tests/a.py::test_b")),
         (2, "ERROR tests/a.py - NameError", True, ("killed", "collecting tests/a.py")),
         (2, "ERROR tests/a.py - NameError", False, ("killed", "its import")),

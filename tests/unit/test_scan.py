@@ -168,15 +168,10 @@ def test_a_margin_and_a_period_are_what_the_promise_needs() -> None:
     assert EXPENSIVE_PERIOD == 1.5
 
 
-@pytest.mark.parametrize("origin", [0.0, 0.5])
-def test_the_first_look_is_full_on_any_clock(origin: float) -> None:
-    """A monotonic clock may begin at nothing; so may the look after a reset."""
-    clock = Clock(origin)
+def test_a_reset_makes_a_full_look_due_on_any_clock() -> None:
+    """A monotonic clock may have begun just now."""
+    clock = Clock(0.25)
     mark = LowWaterMark(lambda: POLL, clock)
-    look(mark, NOON)
-    assert mark.look_from() is None
-    look(mark, NOON + seconds(1), full=True)
-    assert mark.look_from() is not None
+    look(mark, NOON, full=True, cost=2 * EXPENSIVE)
     mark.reset()
-    look(mark, NOON, full=False)
-    assert mark.look_from() is None
+    assert mark.full_look_in == 0.0

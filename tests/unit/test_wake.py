@@ -407,3 +407,9 @@ def test_a_lag_at_the_edge_keeps_the_slack() -> None:
 def test_the_observer_comes_within_twice_the_spread(chance: float, pause: float) -> None:
     """At a random moment of it, since its attempts come on top of the sweeps'."""
     assert observer_pause(10.0, chance) == pause
+
+
+def test_what_is_overdue_just_now_has_no_age() -> None:
+    """Nor is anything else seen that is not said."""
+    assert Seen() == Seen(0, False, None, 0.0, None, False, None)
+    assert Pace(slack=0.05).after_sweep(Seen(overdue_remains=True), poll_interval=POLL)[1] == Wake(0.05, "deadline")
