@@ -2,8 +2,9 @@
 
 Left out is what cannot matter when the program runs (annotations, ``__all__``, what stands under ``TYPE_CHECKING``,
 ``@overload``), what is no Python, and what is no operator: cosmic-ray takes the bare ``*`` of a signature for a
-multiplication. Of the many operators that it puts in the place of one, two are taken: whether ``a + b`` becomes
-``a << b`` or ``a % b`` says little.
+multiplication. Nor does ``is`` become ``==``, or ``is not`` ``!=``: what is compared by identity here (None, a bool, a
+member of an Enum, a connection) is equal to nothing else. Of the many operators that it puts in the place of one, two
+are taken: whether ``a + b`` becomes ``a << b`` or ``a % b`` says little.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ TABLE: Final = Path(__file__).with_suffix(".toml")
 
 Place = tuple[int, int]
 REPLACEMENTS = 2
+SAME = {"core/ReplaceComparisonOperator_Is_Eq", "core/ReplaceComparisonOperator_IsNot_NotEq"}
 _REPLACES = re.compile(r"Replace(Binary|Comparison|Unary)Operator_(?!Delete)")
 
 
@@ -101,9 +103,9 @@ def _is_python(source: str | None) -> bool:
 
 
 def _operators(plugins: Any) -> Iterator[str]:
-    """Those that need no arguments of their own."""
+    """Those that need no arguments of their own and change something."""
     for name in sorted(plugins.operator_names()):
-        if not plugins.get_operator(name).arguments():
+        if name not in SAME and not plugins.get_operator(name).arguments():
             yield name
 
 
