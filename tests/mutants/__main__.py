@@ -1,12 +1,14 @@
 """Run mutants of the SQL and of the Python, each against the tests of its module, in private copies of the checkout.
 
-python -m tests.mutants [--only sql|python] [--sample K --seed N] [--file TEXT] [--match TEXT] [--save]
+python -m tests.mutants [--only sql|python] [--sample K --seed N] [--file TEXT] [--match TEXT]
+                        [--minutes M] [--save]
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import queue
 import sys
 import threading
@@ -22,15 +24,19 @@ from tests.mutants.sandbox import ROOT, Known, Sandbox, SandboxError
 from tests.mutants.sql import PieceNotFoundError, changes, sql_mutants
 
 
-def try_all(mutants: Sequence[Mutant], workers: int) -> list[Outcome]:
-    """Try every mutant in one of *workers* sandboxes on one server; says how each fared as soon as it is known."""
+def try_all(mutants: Sequence[Mutant], workers: int, minutes: float) -> list[Outcome]:
+    """Try every mutant in one of *workers* sandboxes on one server; says how each fared as soon as it is known.
+
+    After so many *minutes* none is begun any more.
+    """
+    end = time.monotonic() + 60 * minutes
     todo: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
     for mutant in mutants:
         todo.put(mutant)
     outcomes: list[Outcome] = []
     troubles: list[BaseException] = []
     with EmbeddedPostgres.start() as server:
-        shared = (server.url(), Known(), todo, outcomes, troubles)
+        shared = (server.url(), Known(), todo, end, outcomes, troubles)
         threads = [threading.Thread(target=_work, args=shared) for _ in range(workers)]
         for thread in threads:
             thread.start()
@@ -45,13 +51,14 @@ def _work(
     url: str,
     known: Known,
     todo: queue.SimpleQueue[Mutant],
+    end: float,
     outcomes: list[Outcome],
     troubles: list[BaseException],
 ) -> None:
     try:
         sandbox = Sandbox(url, known)
         try:
-            while not troubles:
+            while not troubles and time.monotonic() < end:
                 outcome = sandbox.try_out(todo.get_nowait())
                 outcomes.append(outcome)
                 _tell(outcome, len(outcomes))
@@ -108,12 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--file", default="", help="only mutants of files whose name holds this text")
     parser.add_argument("--match", default="", help="only mutants whose file and name hold this text")
     parser.add_argument("--workers", type=int, default=2, help="how many to try at once")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no mutant after so long")
     parser.add_argument("--save", action="store_true", help="write the results file and the table in tests/README.md")
     options = parser.parse_args(arguments)
     begun = time.monotonic()
     try:
         mutants, population = chosen(options)
-        outcomes = try_all(mutants, options.workers)
+        outcomes = try_all(mutants, options.workers, options.minutes)
     except (CosmicRayMissingError, PieceNotFoundError, SandboxError) as error:
         print(error, file=sys.stderr)
         return 2
