@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection
 
 from curfew_store import inspection
-from curfew_store.observation import PageBounds, observe
+from curfew_store.observation import Gauges, PageBounds, observe
 from curfew_store.schema import tables_in
 from tests.conftest import Database
 from tests.integration.contract.rows import FLOW, OTHER_FLOW, STATES, Rows
@@ -118,13 +118,13 @@ def test_another_engine_is_told_by_its_table_of_runs(rows: Rows, conn: Connectio
 
 def test_gauges_tell_overdue_from_still_to_come(rows: Rows, conn: Connection) -> None:
     """Whatever is latched or has no deadline counts for neither; ages run from the earliest of each kind."""
-    nothing = inspection.gauges(conn, TABLES, bound=10)
-    assert nothing == inspection.Gauges(0, False, None, 0, False, None)
+    nothing = observe(conn, TABLES, bound=10).gauges
+    assert nothing == Gauges(0, False, None, 0, False, None)
     for state in STATES:
         rows.insert(state)  # one overdue for a minute, one due in an hour
     for minutes in (-30, -2, 20, 90, 600):
         rows.insert(timeout_at_utc=f"now() + interval '{minutes} minutes'")
-    found = inspection.gauges(conn, TABLES, bound=10)
+    found = observe(conn, TABLES, bound=10).gauges
     assert (found.overdue, found.armed) == (3, 4)
     assert (found.overdue_capped, found.armed_capped) == (False, False)
     assert found.oldest_overdue_age == pytest.approx(30 * 60, abs=50)
@@ -135,7 +135,7 @@ def test_gauges_are_counted_to_the_bound(rows: Rows, conn: Connection) -> None:
     """Exact at the bound, capped beyond it, each by itself."""
     for minutes in (-1, -2, 10, 20, 30):
         rows.insert(timeout_at_utc=f"now() + interval '{minutes} minutes'")
-    found = [inspection.gauges(conn, TABLES, bound=bound) for bound in (1, 2, 3)]
+    found = [observe(conn, TABLES, bound=bound).gauges for bound in (1, 2, 3)]
     assert [(each.overdue, each.overdue_capped) for each in found] == [(1, True), (2, False), (2, False)]
     assert [(each.armed, each.armed_capped) for each in found] == [(1, True), (2, True), (3, False)]
 
@@ -146,7 +146,7 @@ def test_the_edge_of_the_gauges_is_now(database: Database) -> None:
         transaction.exec_driver_sql(
             "INSERT INTO flow_run_controls (run_id, timeout_at_utc) SELECT gen_random_uuid(), now()"
         )
-        assert inspection.gauges(transaction, TABLES, bound=9) == inspection.Gauges(1, False, 0.0, 0, False, None)
+        assert observe(transaction, TABLES, bound=9).gauges == Gauges(1, False, 0.0, 0, False, None)
         assert [(flow.overdue, flow.due_later) for flow in inspection.planned_flows(transaction, TABLES)] == [(1, 0)]
 
 
@@ -154,7 +154,7 @@ def test_infinite_deadlines_are_a_century_away(rows: Rows, conn: Connection) -> 
     """Another writer may have set them; they have an age and a distance all the same."""
     rows.insert(timeout_at_utc="'-infinity'")
     rows.insert(timeout_at_utc="'infinity'")
-    found = inspection.gauges(conn, TABLES, bound=9)
+    found = observe(conn, TABLES, bound=9).gauges
     century = timedelta(days=36_525).total_seconds()
     assert found.oldest_overdue_age == pytest.approx(century, abs=3 * 86_400)
     assert found.next_due_in == pytest.approx(century, abs=3 * 86_400)

@@ -8,17 +8,20 @@ from typing import Any
 import pytest
 
 from curfew_daemon import isolation, passes, results, slices, sweeper, wake
-from curfew_store import deadlines, enforcement, hints, inspection, operations, records, retention, schema
+from curfew_store import deadlines, enforcement, hints, inspection, observation, operations, records, retention, schema
 from curfew_store import status_queries as queries
 
 SLOTTED = [
     deadlines.Deadline,
     enforcement.Verdict,
     hints.Hint,
-    inspection.Gauges,
     inspection.PlannedFlow,
     inspection.ServerFacts,
     isolation._Aside,
+    observation.Gauges,
+    observation.Observed,
+    observation.Page,
+    observation.PageBounds,
     operations.WritesOnce,
     passes.Tally,
     queries.DueMinute,
