@@ -56,6 +56,7 @@ def test_a_run_that_was_not_refused_again_is_forgotten() -> None:
 def test_too_many_refusals_are_not_the_fault_of_single_rows() -> None:
     """Beyond the bound nothing more is set aside; those that are may be refused again."""
     bench = Bench()
+    assert MOST_ASIDE == 1000
     assert all(bench.isolation.refuse(UUID(int=number), REFUSAL) for number in range(MOST_ASIDE))
     assert not bench.isolation.refuse(UUID(int=MOST_ASIDE), REFUSAL)
     bench.now = FIRST_PAUSE
