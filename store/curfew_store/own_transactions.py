@@ -15,7 +15,8 @@ engine's first connection had. So the driver's settings are changed and put back
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar, cast
 
 from psycopg import IsolationLevel
@@ -23,7 +24,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, SingletonThreadPool, StaticPool
 
 from curfew_store.errors import InvalidValue
-from curfew_store.execution import PLAINLY, directly, is_watched
+from curfew_store.execution import PLAINLY
 from curfew_store.operations import Operation, WritesOnce
 from curfew_store.version import VerifiedOnce
 
@@ -42,21 +43,14 @@ def committed(operation: Operation[T], verified_once: VerifiedOnce) -> Callable[
     work = verified_once(operation)
 
     def run(conn: Connection) -> T:
-        driver = _driver(conn)
-        if driver.pgconn.transaction_status != TransactionStatus.IDLE:
+        if _driver(conn).pgconn.transaction_status != TransactionStatus.IDLE:
             return _committed_with_what_is_open(conn, work)
         conn.rollback()  # a listener may have executed something in autocommit; for the server there is no transaction
-        autocommit, level = driver.autocommit, driver.isolation_level
-        try:
+        with _settings_kept(conn):
             if not (isinstance(operation, WritesOnce) and _may_commit_by_itself(conn)):
                 _set(conn, False, IsolationLevel.READ_COMMITTED)
-            elif not is_watched(conn):
-                return work(directly(conn))
             with conn.begin():  # in autocommit nothing is sent for it
                 return work(conn)
-        finally:
-            if not conn.invalidated:
-                _set(conn, autocommit, level)
 
     return run
 
@@ -82,7 +76,7 @@ def _committed_with_what_is_open(conn: Connection, work: Operation[T]) -> T:
 def _may_commit_by_itself(conn: Connection) -> bool:
     """Whether a statement in autocommit, in which the connection is then, does what one in a transaction would."""
     driver = _driver(conn)
-    if driver.read_only is not None or (is_watched(conn) and conn.dispatch.begin):
+    if conn.dispatch.begin or driver.read_only is not None:
         return False
     _set(conn, True, driver.isolation_level)
     return _is_read_committed(conn)
@@ -96,6 +90,18 @@ def _is_read_committed(conn: Connection) -> bool:
             default = conn.exec_driver_sql("SHOW default_transaction_isolation", None, PLAINLY).scalar_one()
         conn.info[_DEFAULT] = default
     return bool(default == "read committed")
+
+
+@contextmanager
+def _settings_kept(conn: Connection) -> Iterator[None]:
+    """Puts back the settings of the driver's connection, unless that has been given up."""
+    driver = _driver(conn)
+    autocommit, level = driver.autocommit, driver.isolation_level
+    try:
+        yield
+    finally:
+        if not conn.invalidated:
+            _set(conn, autocommit, level)
 
 
 def _driver(conn: Connection) -> Any:
