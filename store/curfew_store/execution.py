@@ -31,4 +31,4 @@ def rows_read(conn: Connection, statement: Any, parameters: dict[str, Any]) -> S
     """The rows that *statement* returns, as the driver has them."""
     sql, constants = as_sent(statement)
     with conn.exec_driver_sql(sql, constants | parameters, PLAINLY) as result:
-        return result.cursor.fetchall()  # type: ignore[union-attr]  # there is one as long as there are rows to fetch
+        return result.cursor.fetchall()  # there is one as long as there are rows to fetch

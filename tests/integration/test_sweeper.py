@@ -163,6 +163,21 @@ def test_what_falls_due_behind_the_mark_is_marked_by_the_next_full_look(
     assert len(bench.marked) == 1
 
 
+def test_another_connection_begins_without_a_mark(database: Database, rows: Rows) -> None:
+    """What was learned through one may not hold behind another, perhaps on another server: the first look is full."""
+    with database.engine.connect() as first, database.engine.connect() as second:
+        conns = [each.execution_options(isolation_level="AUTOCOMMIT") for each in (first, second)]
+        given = iter([conns[0], conns[0], conns[1], conns[1]])
+        sweeper = Sweeper(
+            TABLES,
+            lambda: next(given),
+            batch_size=lambda: 200,
+            on_batch=lambda _: None,
+            mark=LowWaterMark(lambda: 3600.0),
+        )
+        assert [sweeper.run_once().full_look is not None for _ in range(4)] == [True, False, True, False]
+
+
 def test_a_mark_that_is_never_reset_would_miss_a_step_of_the_clock(rows: Rows, conn: Connection) -> None:
     """The mark is behind a clock that stood still; the sweep after it looks everywhere again."""
     clock = Ticks()

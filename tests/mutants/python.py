@@ -141,7 +141,8 @@ def idle_ranges(source: str) -> list[tuple[Place, Place]]:
         ((each.lineno, each.col_offset), (each.end_lineno or each.lineno, each.end_col_offset or 0))  # type: ignore[attr-defined]
         for each in found
     ]
-    return ranges + list(_bare_markers(source))
+    # A decorator's own node begins behind its @.
+    return [((line, max(column - 1, 0)), end) for (line, column), end in ranges] + list(_bare_markers(source))
 
 
 def _bare_markers(source: str) -> Iterator[tuple[Place, Place]]:
