@@ -25,8 +25,8 @@ def test_nothing_is_lost_under_a_few_faults(tmp_path: Path) -> None:
         keep=tmp_path,
         keep_all=True,
     )
-    outcome = campaign.run(short, lambda _: None, quiet=True)
-    assert (outcome.botched, outcome.violations) == ([], [])
+    outcome = campaign.run_as_test(short, print, quiet=True)
+    assert (outcome.lost, outcome.botched, outcome.violations) == ([], [], [])
     assert {each.kind.code for each in outcome.struck} == {"F1", "F5", "F7"}
     assert outcome.calls > 50
     assert outcome.marks > 5
