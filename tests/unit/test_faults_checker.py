@@ -421,6 +421,19 @@ def test_a_standstill_of_the_machine_counts_neither_as_overdue_nor_as_recovery()
         assert found(story) == broken
 
 
+def test_the_work_on_others_counts_for_as_long_as_it_is_reckoned_to_take() -> None:
+    """Behind a hundred marks a run may be overdue for 0.4 s more; marks from before its time give it nothing."""
+    for marked_at, of_others, broken in ((7.3, 6, set()), (7.5, 6, {"I2"}), (7.3, 4.9, {"I2"})):
+        story = Story()
+        row = story.start()
+        for number in range(100):
+            other = UUID(int=1000 + number)
+            early = story.start(0.001 * number, deadline=4.5, run=other)
+            story.change(of_others, marked(early, of_others), session=DAEMON, run=other)
+        story.mark(marked_at, row)
+        assert found(story) == broken, (marked_at, of_others)
+
+
 def test_what_is_a_matter_of_time_alone_says_so() -> None:
     """Of all histories that break something, only those in which a right thing came too late."""
     late_ones = {
