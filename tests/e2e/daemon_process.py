@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any, Self
 
-PATIENCE = 30.0
-"""Seconds after which an event that was waited for is taken for one that never comes."""
+from tests.patience import PATIENCE
 
 PROGRAM = (sys.executable, "-m", "curfew_daemon")
 

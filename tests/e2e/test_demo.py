@@ -19,8 +19,7 @@ import pytest
 
 from curfew_store.testing import Server
 from tests.e2e.daemon_process import clean_environment
-
-PATIENCE = 60.0
+from tests.patience import PATIENCE
 
 
 class Demo:
@@ -111,7 +110,7 @@ def one(family: dict[int, str], end: str) -> int:
 
 def assert_gone(family: dict[int, str]) -> None:
     """None of these processes remains, or soon does."""
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + PATIENCE
     while left := {pid: line for pid, line in family.items() if _command_line(pid) == line != ""}:
         assert time.monotonic() < give_up, f"still running: {left}"
         time.sleep(0.05)  # they are nobody's children here, so there is no event to wait for

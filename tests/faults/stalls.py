@@ -23,8 +23,8 @@ _METER: Final = """
 import os, select, sys, tempfile, threading, time
 least = float(sys.argv[1])
 
-def note(began):
-    lasted = time.monotonic() - began
+def note(began, ended):
+    lasted = ended - began
     if lasted >= least:
         now = time.time_ns() // 1000
         sys.stdout.write(f"{now - int(lasted * 1e6)} {now}\\n")
@@ -36,16 +36,18 @@ def sync():
             os.pwrite(file.fileno(), b"x" * 512, 0)
             began = time.monotonic()
             os.fdatasync(file.fileno())
-            note(began)
+            note(began, time.monotonic())
             time.sleep(0.2)
 
 threading.Thread(target=sync, daemon=True).start()
+due = time.monotonic() + 0.05
 print("measuring", flush=True)
 while True:
-    began = time.monotonic() + 0.05
     if select.select([sys.stdin], [], [], 0.05)[0]:
         os._exit(0)
-    note(began)
+    woke = time.monotonic()
+    note(due, woke)
+    due = woke + 0.05  # one reading for both: no moment lies between two turns
 """
 
 

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 import psycopg
 
-T = TypeVar("T")
+from tests.patience import PATIENCE
 
-PATIENCE_SECONDS = 20.0
+T = TypeVar("T")
 
 
 def eventually(holds: Callable[[], Any], what: str) -> None:
     """Return as soon as *holds* answers yes; fails with *what* if it never does."""
-    give_up = time.monotonic() + PATIENCE_SECONDS
+    give_up = time.monotonic() + PATIENCE
     while not holds():
         assert time.monotonic() < give_up, f"never happened: {what}"
         time.sleep(0.005)
@@ -89,7 +89,7 @@ def together(works: Sequence[Callable[[], T]]) -> list[T]:
     barrier = threading.Barrier(len(works))
 
     def released(work: Callable[[], T]) -> T:
-        barrier.wait(PATIENCE_SECONDS)
+        barrier.wait(PATIENCE)
         return work()
 
     with ThreadPoolExecutor(len(works)) as pool:

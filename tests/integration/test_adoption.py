@@ -23,6 +23,7 @@ from tests.conftest import Database
 from tests.integration.roles import engine_as, new_role
 from tests.integration.shapes import MIGRATED, shape_of
 from tests.integration.upstream import COLUMNS, STARTUP_BATCH, DotNetService
+from tests.patience import PATIENCE
 
 _FILL = """
 INSERT INTO flow_runs (id, flow_id, flow_name, status, trigger_key, started_at, completed_at)
@@ -175,7 +176,7 @@ def test_producers_keep_writing_through_the_adoption(upstream_database: Database
         # Each statement of the migration meets writes that came since the one before.
         def let_them_write(*_: Any) -> None:
             seen = len(waits)
-            give_up = time.monotonic() + 10
+            give_up = time.monotonic() + PATIENCE
             while len(waits) == seen and not errors and time.monotonic() < give_up:
                 time.sleep(0.001)
             written.append(len(waits) - seen)

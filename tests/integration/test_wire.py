@@ -12,6 +12,7 @@ import pytest
 from curfew_store.embedded import EmbeddedPostgres
 from tests.faults.protocol import Message, Request, Splitter, rows_affected
 from tests.faults.wire import Deed, Point, Trap, Weather, Wire
+from tests.patience import PATIENCE
 
 INSERT = "INSERT INTO kept SELECT %s"
 
@@ -50,7 +51,7 @@ def kept(tcp: EmbeddedPostgres) -> list[int]:
     """What is in the table once nobody is at work on it."""
     with psycopg.connect(tcp.url(), autocommit=True) as conn:
         busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'victim'"
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + PATIENCE
         while conn.execute(busy).fetchone() != (0,):
             assert time.monotonic() < give_up
             time.sleep(0.01)
@@ -91,7 +92,7 @@ def test_a_statement_is_struck_at_its_point(
             assert conn.execute("SELECT 1").fetchone() == (1,)
             with pytest.raises(psycopg.DatabaseError):  # garbage has no SQLSTATE, and is no OperationalError
                 conn.execute(INSERT, (1,))
-            assert trap.wait(5)
+            assert trap.wait(PATIENCE)
         assert trap.victims == ["victim"]
         assert conn.closed
         other.execute(INSERT, (8,))
@@ -119,9 +120,9 @@ def test_silence_in_a_statement_ends_with_the_trap(wire: Wire, tcp: EmbeddedPost
     silence = Trap("unsynced", "black hole", statement=b"INSERT")
     with psycopg.connect(tcp.url(), autocommit=True) as admin, connect(wire) as conn, wire.trap(silence):
         conn.pgconn.send_query_params(b"INSERT INTO kept SELECT $1::int", [b"1"])
-        assert silence.wait(5)
+        assert silence.wait(PATIENCE)
         held = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'victim' AND backend_xid IS NOT NULL"
-        give_up = time.monotonic() + 5
+        give_up = time.monotonic() + PATIENCE
         while admin.execute(held).fetchone() != (1,):
             assert time.monotonic() < give_up, "the statement was not begun"
         conn.pgconn.finish()

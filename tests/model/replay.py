@@ -14,9 +14,9 @@ from sqlalchemy import Connection, text
 from tests.model.claim_model import Model
 from tests.model.claim_states import DAEMONS, PRODUCERS, Action, Call, Row, Scenario, State
 from tests.model.gates import EPOCH, RUNS, UPDATE_GATE, Theatre, moment
+from tests.patience import PATIENCE
 
 FLOW: Final = UUID(int=7)
-PATIENCE_SECONDS: Final = 20.0
 
 _READ: Final = """
 SELECT run_id, timeout_at_utc, cancel_requested, coalesce(cancel_requested_at_utc = timed_out_at_utc, false),
@@ -43,7 +43,7 @@ class Actor:
     def answer(self) -> Any:
         """What the call returned, once nothing holds it."""
         assert self.call is not None
-        return self.call.result(PATIENCE_SECONDS)
+        return self.call.result(PATIENCE)
 
 
 class Replay:
@@ -90,7 +90,7 @@ class Replay:
     def _crash(self, actor: Actor) -> None:
         self.theatre.onlooker.terminate(actor.pid)
         if actor.call is not None:
-            actor.call.exception(PATIENCE_SECONDS)
+            actor.call.exception(PATIENCE)
         with suppress(sqlalchemy.exc.DBAPIError):
             actor.conn.invalidate()
             actor.conn.close()
@@ -146,7 +146,7 @@ class Replay:
     def _stands(self, actor: Actor) -> list[tuple[Any, ...]]:
         """What the claim waits for, as soon as it waits; nothing, as soon as it has ended."""
         assert actor.call is not None
-        give_up = time.monotonic() + PATIENCE_SECONDS
+        give_up = time.monotonic() + PATIENCE
         while not actor.call.done():
             waits = self.theatre.onlooker.rows(_WAITS, actor.pid)
             if waits:
@@ -165,7 +165,7 @@ class Replay:
 
     def _await_lock(self, actor: Actor) -> None:
         assert actor.call is not None
-        give_up = time.monotonic() + PATIENCE_SECONDS
+        give_up = time.monotonic() + PATIENCE
         while not self.theatre.onlooker.ask("SELECT cardinality(pg_blocking_pids(%s)) > 0", actor.pid):
             if actor.call.done() or time.monotonic() > give_up:
                 raise Mismatch(f"producer {actor.number} should wait, but: {actor.call}")

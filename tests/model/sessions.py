@@ -22,11 +22,11 @@ from curfew_store.records import LookAhead, ScanStart
 from curfew_store.schema import tables_in
 from tests.integration.contract.facade import AsyncFacade, Caller, Facade
 from tests.integration.sessions import Onlooker, eventually
+from tests.patience import PATIENCE
 
 T = TypeVar("T")
 
 TABLES = tables_in("public")
-PATIENCE_SECONDS = 30
 _CLEAR = "DELETE FROM flow_run_controls; DELETE FROM flow_idempotency_keys"
 _ROWS = "SELECT to_jsonb(c) FROM flow_run_controls c"
 _KEYS = "SELECT flow_id, trigger_key, idempotency_key, run_id FROM flow_idempotency_keys"
@@ -84,7 +84,7 @@ class Stage:
 
     def result(self, future: Future[T]) -> T:
         """What a call that waited returns or raises, now that nothing holds it."""
-        return future.result(PATIENCE_SECONDS)
+        return future.result(PATIENCE)
 
     def on(self, transaction: Transaction | None, work: Callable[[Connection], T]) -> T:
         """Do daemon's work in a transaction, or in the daemon's own session in autocommit."""

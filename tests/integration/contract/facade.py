@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from sqlalchemy.orm import Session
 
 from curfew_store import AsyncFlowRunControlStore, FlowRunControlStore
+from tests.patience import PATIENCE
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ class Loop:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine, or what it raised."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=PATIENCE)
 
     def close(self) -> None:
         """Stop the loop and its thread."""

@@ -14,6 +14,8 @@ from uuid import UUID, uuid4
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
+from tests.patience import PATIENCE
+
 FLOW = UUID("6f0c5c5e-0000-4000-8000-000000000001")
 OTHER_FLOW = UUID("6f0c5c5e-0000-4000-8000-000000000002")
 
@@ -139,7 +141,7 @@ class Rows:
 
     def wait_until_blocked(self, sessions: int = 1) -> None:
         """Return as soon as so many sessions of this database wait for a lock."""
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + PATIENCE
         waiting = 0
         while waiting < sessions:
             assert time.monotonic() < give_up, f"{waiting} of {sessions} sessions wait for a lock"

@@ -15,6 +15,7 @@ from curfew_store import FlowRunControlStore, RunConfiguration, RunState
 from curfew_store.enforcement import claim_overdue
 from curfew_store.schema import tables_in
 from tests.integration.contract.rows import FLOW, OTHER_FLOW, Rows
+from tests.patience import PATIENCE
 
 MOMENT = datetime(2031, 3, 4, 5, 6, 7, 891011, tzinfo=UTC)
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -165,7 +166,7 @@ def test_batches_that_share_runs_do_not_deadlock(store: FlowRunControlStore, row
         downwards = pool.submit(store.configure_runs, [RunConfiguration(r, FLOW, "down") for r in reversed(ids)])
         rows.wait_until_blocked(2)
         holder.commit()
-        upwards.result(timeout=10)
-        downwards.result(timeout=10)
+        upwards.result(timeout=PATIENCE)
+        downwards.result(timeout=PATIENCE)
     final = rows.sql("SELECT DISTINCT trigger_key FROM flow_run_controls WHERE run_id = ANY(:ids)", ids=ids)
     assert final == [("down",)]

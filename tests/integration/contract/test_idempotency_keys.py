@@ -11,6 +11,7 @@ import pytest
 from curfew_store import FlowRunControlStore
 from tests.integration.contract.facade import Facade
 from tests.integration.contract.rows import FLOW, OTHER_FLOW, Rows
+from tests.patience import PATIENCE
 
 # Text that is nothing special to the store, however special it looks to somebody else.
 PLAIN_TEXT = {
@@ -76,7 +77,7 @@ def test_registering_waits_for_an_open_transaction(facade: Facade, rows: Rows, c
             caller.commit()
         else:
             caller.rollback()
-        assert waiting.result(timeout=10) is not commits
+        assert waiting.result(timeout=PATIENCE) is not commits
 
 
 @pytest.mark.contract("K-1", "K-2", "K-3")

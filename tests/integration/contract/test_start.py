@@ -16,6 +16,7 @@ from sqlalchemy import event
 from curfew_store import FlowRunControlStore, KeyContended, RunAlreadyExists, StartedRun, is_transient
 from tests.integration.contract.facade import Facade
 from tests.integration.contract.rows import FLOW, OTHER_FLOW, Rows
+from tests.patience import PATIENCE
 
 MOMENT = datetime(2031, 3, 4, 5, 6, 7, 891011, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -161,9 +162,9 @@ def test_a_record_that_is_written_meanwhile(store: FlowRunControlStore, rows: Ro
         holder.commit()
         if key == "other key":
             with pytest.raises(RunAlreadyExists):
-                starting.result(timeout=10)
+                starting.result(timeout=PATIENCE)
         else:
-            assert starting.result(timeout=10) == StartedRun(run_id, duplicate=True)
+            assert starting.result(timeout=PATIENCE) == StartedRun(run_id, duplicate=True)
     assert rows.keys_of(run_id) == []
 
 
@@ -224,7 +225,7 @@ def test_a_start_waits_for_the_one_before(facade: Facade, rows: Rows, commits: b
             caller.commit()
         else:
             caller.rollback()
-        second = waiting.result(timeout=10)
+        second = waiting.result(timeout=PATIENCE)
     assert second.duplicate is commits
     assert (second.run_id == first.run_id) is commits
     assert store_has(rows, first.run_id) is commits

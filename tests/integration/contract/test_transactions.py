@@ -15,6 +15,7 @@ from curfew_store import FlowRunControlStore, RunConfiguration, StartedRun, is_t
 from curfew_store.errors import sqlstate_of
 from tests.integration.contract.facade import Facade, OpenFacade
 from tests.integration.contract.rows import FLOW, Rows
+from tests.patience import PATIENCE
 
 HOUR = timedelta(hours=1)
 LEVELS = ["AUTOCOMMIT", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
@@ -189,7 +190,7 @@ def test_racing_for_a_key_with_open_snapshots(facade: Facade, rows: Rows, level:
         rows.wait_until_blocked()
         one.commit()
         with pytest.raises(sqlalchemy.exc.DBAPIError) as raised:
-            waiting.result(timeout=10)
+            waiting.result(timeout=PATIENCE)
         assert is_transient(raised.value)
         two.rollback()
         assert facade.store.try_register_idempotency_key(FLOW, "t", key, uuid4(), connection=two.handle) is False

@@ -16,10 +16,8 @@ from typing import Any, Self
 
 import yaml
 
+from tests.patience import PATIENCE
 from tests.system.prometheus import shipped
-
-PATIENCE = 60.0
-"""Seconds after which what was waited for is taken for what never comes."""
 
 _PORT = re.compile(r'msg="Listening on" address=127\.0\.0\.1:(\d+)')
 _READY = "Server is ready to receive web requests"

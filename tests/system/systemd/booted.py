@@ -19,8 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-PATIENCE = 30.0
-"""Seconds after which an event that was waited for is taken for one that never comes."""
+from tests.patience import PATIENCE
 
 _BOOT = Path(__file__).with_name("boot.sh")
 _PROGRAMS = ("systemctl", "systemd-analyze", "unshare", "nsenter", "pivot_root", "setpriv")

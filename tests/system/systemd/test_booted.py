@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.systemd.booted import PATIENCE, BootedSystem
+from tests.patience import PATIENCE
+from tests.system.systemd.booted import BootedSystem
 from tests.system.systemd.machine import ROOT
 
 pytestmark = pytest.mark.system
