@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         description="Most runs that one statement marks. A sweep begins with 500 and doubles as long as more are due.",
     )
     drain_connections: int = Field(
-        default=4,
+        default=2,
         ge=1,
         le=16,
         description="Connections that mark a deep backlog together, the sweep's own among them. The others are made"

@@ -1,4 +1,4 @@
-"""Why a drain begins with batches of 500, goes up to 2,000 and uses four connections: each choice beside the others."""
+"""Why a drain begins with batches of 500, goes up to 2,000 and uses two connections: each choice beside the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.bench.drain import drained
 from tests.bench.frame import Bench, BenchDatabase, Figure
 
 TITLE = "marks per second by the size of a batch and the number of connections"
-DEFAULT = "2,000 on 4"
+DEFAULT = "2,000 on 2"
 CHOICES: Mapping[str, Mapping[str, str]] = {
     f"{size:,} on {connections}": {
         "CURFEW_BATCH_SIZE": str(size),

@@ -34,7 +34,7 @@ def test_defaults_need_nothing_but_a_database() -> None:
         "schema_name": "public",
         "poll_interval": 1.0,
         "batch_size": 2000,
-        "drain_connections": 4,
+        "drain_connections": 2,
         "connect_timeout": 2,
         "statement_timeout": 5.0,
         "lock_timeout": 2.0,
@@ -70,7 +70,7 @@ def test_each_setting_is_read_from_its_variable(tmp_path: Path) -> None:
         "CURFEW_SCHEMA": "Läufe",
         "CURFEW_POLL_INTERVAL": "0.25",
         "CURFEW_BATCH_SIZE": "10",
-        "CURFEW_DRAIN_CONNECTIONS": "2",
+        "CURFEW_DRAIN_CONNECTIONS": "3",
         "CURFEW_CONNECT_TIMEOUT": "3",
         "CURFEW_STATEMENT_TIMEOUT": "4",
         "CURFEW_LOCK_TIMEOUT": "4",
@@ -94,7 +94,7 @@ def test_each_setting_is_read_from_its_variable(tmp_path: Path) -> None:
     settings = Settings.load(given)
     fields = {name: getattr(settings, name) for name, variable in VARIABLES.items() if variable in given}
     assert list(fields.values()) == [
-        *(file, Path("/run/direct"), "Läufe", 0.25, 10, 2, 3, 4.0, 4.0, 2.5, 12.0, 60.0, 0.5),
+        *(file, Path("/run/direct"), "Läufe", 0.25, 10, 3, 3, 4.0, 4.0, 2.5, 12.0, 60.0, 0.5),
         *(30 * 86_400.0, 600.0, file, True, file, 0.0),
         *("::", 0, False, "json", "warning", "blue-1"),
     ]
