@@ -147,6 +147,7 @@ class Bench:
         self.data: dict[str, Any] = {}
         """Raw data that a scenario wants in the JSON, by a name of its own."""
         self._database_url = database_url
+        self._own = database_url is None
         self._pictures = pictures
         self._say = say or _print
         self._stack = ExitStack()
@@ -202,6 +203,22 @@ class Bench:
             engine.dispose()
             with self._admin.connect() as conn:
                 conn.exec_driver_sql(f"DROP DATABASE IF EXISTS {full_name} WITH (FORCE)")
+
+    @contextmanager
+    def without_autovacuum(self) -> Iterator[None]:
+        """No worker of autovacuum starts inside, on our own server; one that is somebody's is left as it is."""
+        if not self._own:
+            yield
+            return
+        with self._admin.connect() as conn:
+            conn.exec_driver_sql("ALTER SYSTEM SET autovacuum = off")
+            conn.exec_driver_sql("SELECT pg_reload_conf()")
+        try:
+            yield
+        finally:
+            with self._admin.connect() as conn:
+                conn.exec_driver_sql("ALTER SYSTEM RESET autovacuum")
+                conn.exec_driver_sql("SELECT pg_reload_conf()")
 
     @contextmanager
     def daemons(

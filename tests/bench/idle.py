@@ -64,6 +64,8 @@ def _idle(bench: Bench, seconds: float) -> list[Figure]:
     wal: list[float] = []
     share: list[float] = []
     with ExitStack() as stack:
+        # It looks after the catalogs of new databases, and takes transaction ids for it.
+        stack.enter_context(bench.without_autovacuum())
         database, quiet = (stack.enter_context(bench.database(name)) for name in ("idle", "idle_quiet"))
         (daemon,) = stack.enter_context(bench.daemons(database))
         stack.enter_context(bench.daemons(quiet, 1, _QUIET))

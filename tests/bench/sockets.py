@@ -18,6 +18,8 @@ from tests.faults.daemons import DaemonProcess
 
 TITLE = "lag and scrapes beside 500 clients that send a byte a second"
 SOCKETS = 500
+_TICKS = 100
+"""Turns a second: clients that know nothing of each other do not all send in the same moment."""
 _SLOWLY = b"GET /metrics HTTP/1.1\r\nHost: x\r\n" + b"X-Slow: " + b"a" * 4000
 
 
@@ -50,9 +52,9 @@ def _besiege(address: str, over: threading.Event) -> None:
     place = urllib.parse.urlsplit(address)
     clients: list[socket.socket | None] = [None] * SOCKETS
     tick = 0
-    while not over.wait(0.1):
+    while not over.wait(1 / _TICKS):
         tick += 1
-        for number in range(tick % 10, SOCKETS, 10):
+        for number in range(tick % _TICKS, SOCKETS, _TICKS):
             client = clients[number]
             if client is None:
                 client = clients[number] = socket.socket()
@@ -68,7 +70,7 @@ def _besiege(address: str, over: threading.Event) -> None:
 
 def _goes_on(client: socket.socket, tick: int) -> bool:
     """Send the next byte; whether the server still holds the connection."""
-    place = tick // 10 % len(_SLOWLY)
+    place = tick // _TICKS % len(_SLOWLY)
     with suppress(BlockingIOError):
         try:
             client.send(_SLOWLY[place : place + 1])
