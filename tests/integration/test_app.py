@@ -31,6 +31,8 @@ from tests.integration.sessions import eventually
 from tests.integration.settings import settings_for
 
 POLL = 1.5
+HELPERS = 3
+"""Connections beside the sweep's own that a daemon has for a deep backlog."""
 
 
 class Switch:
@@ -104,6 +106,7 @@ def start(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         CURFEW_POLL_INTERVAL=str(POLL),
         CURFEW_OBSERVE_INTERVAL="0.5",
         CURFEW_OBSERVE_BUDGET="0.5",
+        CURFEW_DRAIN_CONNECTIONS=str(1 + HELPERS),
     )
     started: list[Running] = []
 
@@ -239,7 +242,7 @@ def test_a_stop_ends_what_further_connections_have_in_hand(
     for run in runs:
         await_marked(rows, run)
     asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
-    eventually(lambda: rows.sql(asleep)[0][0] == 3, "the further connections have something in hand")
+    eventually(lambda: rows.sql(asleep)[0][0] == HELPERS, "the further connections have something in hand")
     running.daemon._settings = running.daemon._settings.model_copy(update={"shutdown_grace": 0.1})
     assert running.stop() is Exit.OK
     assert not [each for each in threading.enumerate() if each.name.startswith("curfewd-crew")]
