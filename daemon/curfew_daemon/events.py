@@ -10,12 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from uuid import UUID
 
-import structlog
-
 from curfew_daemon.digest import Digest, MarkedDigest
 from curfew_daemon.isolation import FIRST_PAUSE
 from curfew_daemon.loglines import LIBRARY_MESSAGE, configure, dropped, enabled, set_level
 from curfew_daemon.results import DatabaseState, ListenerState, MarkedBatch, Observation, PurgeResult, SweepResult
+from curfew_daemon.structured import structlog
 
 __all__ = ["EVENTS", "Event", "Events", "configure", "dropped", "set_level", "table"]
 

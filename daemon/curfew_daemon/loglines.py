@@ -12,10 +12,9 @@ import traceback
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal, TextIO
 
-import structlog
-
 from curfew_daemon.logstream import LogStream
 from curfew_daemon.logtext import clean, clean_key, clean_value, quoted
+from curfew_daemon.structured import structlog
 
 LogFormat = Literal["auto", "console", "json"]
 LEVELS: Mapping[str, int] = {
