@@ -171,12 +171,12 @@ def test_a_purge_that_fails_is_told_once_per_state() -> None:
 
 def test_only_this_module_names_events() -> None:
     """No other module of the daemon logs through structlog with a name of its own."""
-    own = {"events.py", "loglines.py"}
+    own = {"events.py", "loglines.py", "structured.py"}
     for path in Path(module.__file__).parent.rglob("*.py"):
         imports = {
             alias.name
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.Import)
+            if isinstance(node, ast.Import | ast.ImportFrom)
             for alias in node.names
         }
         assert path.name in own or "structlog" not in imports, path
