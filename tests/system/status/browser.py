@@ -23,7 +23,6 @@ CHROMIUM = Path("/usr/bin/chromium")
 # The browser speaks its protocol on file descriptors 3 and 4. They are moved out of each other's way first.
 _PIPES_AS_3_AND_4 = """
 import fcntl, os, sys
-from tests.patience import PATIENCE
 read, write = (fcntl.fcntl(int(each), fcntl.F_DUPFD, 10) for each in sys.argv[1:3])
 os.dup2(read, 3)
 os.dup2(write, 4)
