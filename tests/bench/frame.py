@@ -180,6 +180,11 @@ class Bench:
             return str(conn.exec_driver_sql("SELECT current_setting(%s)", (name,)).scalar_one())
 
     @property
+    def own_server(self) -> bool:
+        """Whether the server is the bench's own, on this machine and its disk."""
+        return self._own
+
+    @property
     def tells_commits(self) -> bool:
         """Whether the server keeps the moment of each commit; lag cannot be measured without."""
         return self.setting("track_commit_timestamp") == "on"

@@ -7,8 +7,10 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 
 from tests.bench import backlog, lateness, pictures
+from tests.bench.disk import beside_the_disk
 from tests.bench.frame import Bench, BenchDatabase, Figure
 from tests.bench.lateness import Lateness
 from tests.bench.watchers import watched
@@ -25,7 +27,13 @@ SHARES = [0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0]
 @dataclass
 class _Side:
     lags: list[Lateness] = field(default_factory=list)
+    stills: list[float] = field(default_factory=list)
+    """How long the disk stood still in each of the runs, in seconds."""
     shares: list[float] = field(default_factory=list)
+
+    @property
+    def last(self) -> str:
+        return f"{1000 * self.lags[-1].p99:.1f} ms ({1000 * self.stills[-1]:.0f})"
 
     def milliseconds(self, name: str) -> list[float]:
         return [1000 * float(getattr(each, name)) for each in self.lags]
@@ -43,11 +51,13 @@ def run(bench: Bench) -> list[Figure]:
             sides = {name: _Side() for name in ("watched", "alone", "reference")}
             for number in range(bench.runs):
                 for name, side in sides.items():
-                    side.lags.append(_phase(bench, database, name, rate, seconds))
+                    lag, disk = beside_the_disk(bench, partial(_phase, bench, database, name, rate, seconds))
+                    side.lags.append(lag)
+                    side.stills.append(disk.longest)
                     if number == bench.runs - 1:
                         side.shares = lateness.distribution(database, SHARES)
-                said = ", ".join(f"{name} {side.milliseconds('p99')[-1]:.1f} ms" for name, side in sides.items())
-                bench.say(f"{rate:,}/s, run {number + 1} of {bench.runs}: p99 {said}")
+                said = ", ".join(f"{name} {side.last}" for name, side in sides.items())
+                bench.say(f"{rate:,}/s, run {number + 1} of {bench.runs}: p99 (and the disk's worst write) {said}")
             figures += _figures(rate, sides)
             bench.data[f"lag at {rate}/s"] = {
                 name: dict(zip(SHARES, side.shares, strict=True)) for name, side in sides.items()
@@ -89,12 +99,13 @@ def arm_steadily(database: BenchDatabase, rate: float, seconds: float) -> None:
 
 def _figures(rate: int, sides: dict[str, _Side]) -> list[Figure]:
     ours, alone, beside = sides["watched"], sides["alone"], sides["reference"]
+    stills = {name: side.stills for name, side in sides.items()}
     figures = []
     for name in ("p50", "p99"):
         goal = GOALS[rate].get(name)
         figure = Figure(
             f"{name} at {rate:,}/s", ours.milliseconds(name), "ms", reference=beside.milliseconds(name),
-            notes={"with nobody looking": alone.milliseconds(name)},
+            notes={"with nobody looking": alone.milliseconds(name), "the disk's worst write, s": stills},
         )  # fmt: skip
         if goal is not None:
             figure = figure.with_goal(f"<= {1000 * goal:g} ms or 1.5 of the loops").judged(

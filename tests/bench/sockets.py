@@ -18,8 +18,8 @@ from tests.faults.daemons import DaemonProcess
 
 TITLE = "lag and scrapes beside 500 clients that send a byte a second"
 SOCKETS = 500
-_TICKS = 100
-"""Turns a second: clients that know nothing of each other do not all send in the same moment."""
+_TICKS = SOCKETS
+"""Turns a second, each with one client: those that know nothing of each other do not send in the same moment."""
 _SLOWLY = b"GET /metrics HTTP/1.1\r\nHost: x\r\n" + b"X-Slow: " + b"a" * 4000
 
 
