@@ -27,6 +27,7 @@ SCENARIOS = (
     "lag_steady",
     "lag_burst",
     "idle",
+    "failover",
     "size",
     "upkeep",
     "producers",
