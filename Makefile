@@ -144,7 +144,8 @@ requirements: ## Resolve requirements-dev.txt anew (ARGS=--upgrade to move every
 	$$compile --constraint "$$tmp/pins.txt" --output-file deploy/requirements-build.txt "$$tmp/build.in"
 
 # Both tools run from an environment that is thrown away: nothing of theirs gets among our pins.
-PINNED := deploy/requirements.txt deploy/requirements-build.txt requirements-dev.txt tests/mutants/requirements.txt
+PINNED := deploy/requirements.txt deploy/requirements-build.txt requirements-dev.txt tests/mutants/requirements.txt \
+    tests/system/kubernetes/kubernetes-validate.txt
 
 sbom: ## Write dist/*.cdx.json: what the daemon installs, and what developing it does (CycloneDX)
 	@mkdir -p dist
