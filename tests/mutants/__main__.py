@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import queue
 import sys
 import threading
@@ -115,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--file", default="", help="only mutants of files whose name holds this text")
     parser.add_argument("--match", default="", help="only mutants whose file and name hold this text")
     parser.add_argument("--workers", type=int, default=2, help="how many to try at once")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no mutant after so long")
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin no mutant after so long")
     parser.add_argument("--save", action="store_true", help="write the results file and the table in tests/README.md")
     options = parser.parse_args(arguments)
     begun = time.monotonic()
