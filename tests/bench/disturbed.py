@@ -16,9 +16,14 @@ RATE = 100.0
 
 
 def lag_with_and_without(
-    bench: Bench, name: str, disturb: Callable[[DaemonProcess], AbstractContextManager[None]], *, most: float
+    bench: Bench,
+    name: str,
+    disturb: Callable[[DaemonProcess], AbstractContextManager[None]],
+    *,
+    most: float,
+    peace: Callable[[DaemonProcess], AbstractContextManager[None]] = lambda _daemon: nullcontext(),
 ) -> list[Figure]:
-    """The 50th and 99th percentiles at 100 deadlines a second inside *disturb*, with those outside as reference.
+    """The 50th and 99th percentiles at 100 deadlines a second inside *disturb*, beside those inside *peace*.
 
     The goal is that the latter is at most *most* times as great. Every run is judged against a bare one of its own,
     and the order changes from run to run. No figures where the server does not keep the moments of commits.
@@ -32,7 +37,7 @@ def lag_with_and_without(
     with bench.database(name) as database, bench.daemons(database) as (daemon,):
         for number in range(bench.runs):
             for side in ("with", "without") if number % 2 else ("without", "with"):
-                around = partial(disturb, daemon) if side == "with" else nullcontext
+                around = partial(disturb if side == "with" else peace, daemon)
                 lag, disk = beside_the_disk(bench, partial(_lag, database, seconds, around))
                 lags[side].append(lag)
                 stills[side].append(1000 * disk.longest)

@@ -24,7 +24,9 @@ _SLOWLY = b"GET /metrics HTTP/1.1\r\nHost: x\r\n" + b"X-Slow: " + b"a" * 4000
 
 
 def run(bench: Bench) -> list[Figure]:
-    """Lag with them beside lag without; the slowest scrape of each run, and how many were not answered."""
+    """Lag with them beside lag without, scraped twice a second both times; the slowest scrape beside them, and how
+    many were not answered.
+    """
     slowest: list[float] = []
     refused: list[float] = []
 
@@ -33,14 +35,12 @@ def run(bench: Bench) -> list[Figure]:
         over = threading.Event()
         took: list[float] = []
         failed: list[str] = []
-        besiege = partial(_besiege, daemon.address, over)
-        scrape = partial(_scrape, daemon.address, over, took, failed)
-        with in_background(besiege, scrape, over=over):
+        with _scraped(daemon, took, failed), in_background(partial(_besiege, daemon.address, over), over=over):
             yield
         slowest.append(1000 * max(took))
         refused.append(len(failed))
 
-    figures = lag_with_and_without(bench, "sockets", besieged, most=1.5)
+    figures = lag_with_and_without(bench, "sockets", besieged, most=1.5, peace=lambda daemon: _scraped(daemon, [], []))
     if not figures:
         return []
     scrape = Figure("slowest scrape", slowest, "ms", "<= 1000 ms").judged(lambda it: it.greatest <= 1000)
@@ -78,6 +78,13 @@ def _goes_on(client: socket.socket, tick: int) -> bool:
         except ConnectionError:
             return False
     return True
+
+
+@contextmanager
+def _scraped(daemon: DaemonProcess, took: list[float], failed: list[str]) -> Iterator[None]:
+    over = threading.Event()
+    with in_background(partial(_scrape, daemon.address, over, took, failed), over=over):
+        yield
 
 
 def _scrape(address: str, over: threading.Event, took: list[float], failed: list[str]) -> None:
