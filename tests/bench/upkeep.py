@@ -1,7 +1,8 @@
-"""What autovacuum and fillfactor settings do for the tables under a steady cycle of runs, beside PostgreSQL's own.
+"""What autovacuum and fillfactor settings do for both tables under a steady cycle of runs, beside PostgreSQL's own.
 
 Each variant works on a table that holds finished runs already. Runs are started, renewed twice, and then completed or
-marked by the claim, in groups and at a fixed rate, so that every variant has the same work to clean up after.
+marked by the claim, in groups and at a fixed rate, so that every variant has the same work to clean up after. Keys are
+registered and the oldest deleted at that rate, as a purge does that has caught up: nothing else makes their table old.
 Autovacuum looks every second here, not every minute as by default, so that seconds show what otherwise takes an hour.
 """
 
@@ -31,6 +32,8 @@ VARIANTS = {
     "ours, fillfactor 80": f"{EAGER}, fillfactor = 80",
 }
 
+KEYS_VARIANTS = {name: VARIANTS[name] for name in ("PostgreSQL's own", "ours")}
+
 _START = text(
     "INSERT INTO flow_run_controls (run_id, flow_id, trigger_key, timeout_at_utc) SELECT gen_random_uuid(), "
     "md5(CAST(:tick AS text))::uuid, 'upkeep', now() + interval '1 hour' FROM generate_series(1, :count)"
@@ -48,6 +51,19 @@ _STATISTICS = text(
     "SELECT n_dead_tup, n_tup_upd, n_tup_hot_upd, autovacuum_count, pg_relation_size(relid), "
     "pg_relation_size('ix_flow_run_controls_armed') FROM pg_stat_user_tables WHERE relname = 'flow_run_controls'"
 )
+_REGISTER = text(
+    "INSERT INTO flow_idempotency_keys (flow_id, trigger_key, idempotency_key, run_id) "
+    "SELECT md5('')::uuid, 'upkeep', md5(CAST(n AS text)), gen_random_uuid() FROM generate_series(:first, :last) AS n "
+    "ON CONFLICT DO NOTHING"
+)
+_FORGET = text(
+    "DELETE FROM flow_idempotency_keys WHERE flow_id = md5('')::uuid AND trigger_key = 'upkeep' "
+    "AND idempotency_key = ANY (SELECT md5(CAST(n AS text)) FROM generate_series(:first, :last) AS n)"
+)
+_KEYS_STATISTICS = text(
+    "SELECT n_dead_tup, autovacuum_count, pg_relation_size(relid), pg_indexes_size(relid) "
+    "FROM pg_stat_user_tables WHERE relname = 'flow_idempotency_keys'"
+)
 
 
 @dataclass
@@ -56,6 +72,7 @@ class Seen:
 
     dead: list[int] = field(default_factory=list)
     claims: list[float] = field(default_factory=list)
+    """Seconds of each; of the keys, what registering one took."""
     late: int = 0
     hot_share: float = 0.0
     vacuums: int = 0
@@ -72,19 +89,24 @@ def run(bench: Bench) -> list[Figure]:
             with bench.database("upkeep") as database:
                 seen = _cycle(database, parameters, old, seconds)
             bench.say(f"{name}: {seen.vacuums} vacuums, at most {max(seen.dead):,} dead, {seen.late} late ticks")
-            figures += _figures(name, seen)
+            figures += _figures(name, seen, "claim", "index of armed deadlines")
+            figures.append(Figure(f"{name}: HOT updates", [100 * seen.hot_share], "%"))
+        for name, parameters in KEYS_VARIANTS.items():
+            with bench.database("upkeep_keys") as database:
+                seen = _cycle_of_keys(database, parameters, old // 5, seconds)
+            bench.say(f"keys, {name}: {seen.vacuums} vacuums, at most {max(seen.dead):,} dead, {seen.late} late ticks")
+            figures += _figures(f"keys, {name}", seen, "registering one", "index")
     return figures
 
 
-def _figures(name: str, seen: Seen) -> list[Figure]:
-    claims = sorted(seen.claims)
+def _figures(name: str, seen: Seen, timed: str, index: str) -> list[Figure]:
+    times = sorted(seen.claims)
     return [
         Figure(f"{name}: dead rows at most", [max(seen.dead)], "rows", notes={"vacuums": seen.vacuums}),
-        Figure(f"{name}: HOT updates", [100 * seen.hot_share], "%"),
-        Figure(f"{name}: claim, median", [1000 * statistics.median(claims)], "ms"),
-        Figure(f"{name}: claim, p99", [1000 * claims[int(0.99 * len(claims))]], "ms"),
+        Figure(f"{name}: {timed}, median", [1000 * statistics.median(times)], "ms"),
+        Figure(f"{name}: {timed}, p99", [1000 * times[int(0.99 * len(times))]], "ms"),
         Figure(f"{name}: table", [seen.heap / 2**20], "MiB"),
-        Figure(f"{name}: index of armed deadlines", [seen.index / 2**20], "MiB"),
+        Figure(f"{name}: {index}", [seen.index / 2**20], "MiB"),
     ]
 
 
@@ -138,3 +160,25 @@ def _tick(conn: Connection, tick: int, seen: Seen) -> None:
 
 def _started(conn: Connection, tick: int) -> Sequence[object]:
     return conn.execute(_OF_TICK, {"tick": tick}).scalars().all()
+
+
+def _cycle_of_keys(database: BenchDatabase, parameters: str, old: int, seconds: float) -> Seen:
+    database.execute(f"ALTER TABLE flow_idempotency_keys SET ({parameters})")
+    count = round(RATE * TICK)
+    seen = Seen()
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+        conn.execute(_REGISTER, {"first": 1, "last": old})
+        conn.exec_driver_sql("VACUUM ANALYZE flow_idempotency_keys")
+        begun = time.monotonic()
+        for tick in range(round(seconds / TICK)):
+            time.sleep(max(0.0, begun + tick * TICK - time.monotonic()))
+            seen.late += time.monotonic() - begun > (tick + 2) * TICK
+            conn.execute(_REGISTER, {"first": old + tick * count + 1, "last": old + (tick + 1) * count - 1})
+            conn.execute(_FORGET, {"first": tick * count + 1, "last": (tick + 1) * count})
+            asked = time.monotonic()
+            conn.execute(_REGISTER, {"first": old + (tick + 1) * count, "last": old + (tick + 1) * count})
+            seen.claims.append(time.monotonic() - asked)
+            seen.dead.append(conn.execute(_KEYS_STATISTICS).one()[0])
+        time.sleep(1.0)  # the statistics of the last statements
+        _, seen.vacuums, seen.heap, seen.index = conn.execute(_KEYS_STATISTICS).one()
+    return seen
