@@ -53,12 +53,13 @@ _STATISTICS = text(
 )
 _REGISTER = text(
     "INSERT INTO flow_idempotency_keys (flow_id, trigger_key, idempotency_key, run_id) "
-    "SELECT md5('')::uuid, 'upkeep', md5(CAST(n AS text)), gen_random_uuid() FROM generate_series(:first, :last) AS n "
-    "ON CONFLICT DO NOTHING"
+    "SELECT md5('')::uuid, 'upkeep', md5(CAST(n AS text)), gen_random_uuid() "
+    "FROM generate_series(CAST(:first AS int), CAST(:last AS int)) AS n ON CONFLICT DO NOTHING"
 )
 _FORGET = text(
     "DELETE FROM flow_idempotency_keys WHERE flow_id = md5('')::uuid AND trigger_key = 'upkeep' "
-    "AND idempotency_key = ANY (SELECT md5(CAST(n AS text)) FROM generate_series(:first, :last) AS n)"
+    "AND idempotency_key = ANY "
+    "(SELECT md5(CAST(n AS text)) FROM generate_series(CAST(:first AS int), CAST(:last AS int)) AS n)"
 )
 _KEYS_STATISTICS = text(
     "SELECT n_dead_tup, autovacuum_count, pg_relation_size(relid), pg_indexes_size(relid) "

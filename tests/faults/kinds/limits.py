@@ -80,7 +80,14 @@ def large_fleet(lab: Lab, rng: random.Random) -> Strike:
     """200 daemons with the spread recommended for them lose their connections, beside those of the lab."""
     began = now()
     with Wire(lab.server.port) as wire:
-        back = come_back(wire, _CROWD, spread=_SPREAD_EACH * _CROWD, outage=rng.uniform(0, 8), seed=rng.getrandbits(32))
+        back = come_back(
+            wire,
+            _CROWD,
+            spread=_SPREAD_EACH * _CROWD,
+            outage=rng.uniform(0, 8),
+            seed=rng.getrandbits(32),
+            settings=lab.fleet.settings,
+        )
     took = f"the first back after {back.first:.1f} s and the last after {back.last:.0f} s"
     found: tuple[Violation, ...] = ()
     if back.most_per_second > _CONNECTS_A_SECOND:
