@@ -42,6 +42,17 @@ def test_the_page_says_what_the_recorded_runs_say() -> None:
     assert report.with_section(page, report.section(report.loaded())) == page, "run: make faults-report"
 
 
+def test_the_recorded_runs_are_as_many_and_as_mixed_as_they_should_be() -> None:
+    """Two thousand faults, every one often, none too often; no promise broken and no lab lost."""
+    runs = report.loaded()
+    times = Counter({code: sum(run["faults"].get(code, {"times": 0})["times"] for run in runs) for code in TITLES})
+    heavy = {code for code in TITLES if all(kind.heavy for kind in KINDS if kind.code == code)}
+    assert {code: often for code, often in times.items() if often < (5 if code in heavy else 20)} == {}
+    assert times.total() >= 2_000
+    assert max(times.values()) <= 0.15 * times.total()
+    assert [run["seed"] for run in runs if run["labs_lost"] or any(run["violations"].values())] == []
+
+
 def test_a_seed_plans_the_same_strikes_again() -> None:
     """Kinds, order and details follow from the seed, and another seed plans another run."""
     assert digest_of(schedule(KINDS, 1), 200) == digest_of(schedule(KINDS, 1), 200)
