@@ -69,7 +69,9 @@ def lines(title: str, note: str, x: Axis, y: Axis, series: Sequence[Series]) -> 
 
 def bars(title: str, note: str, y: Axis, groups: Sequence[str], series: Sequence[tuple[str, Sequence[float]]]) -> str:
     """A group of bars per name in *groups*; each series has one value for each group."""
-    drawn = [_legend([name for name, _ in series]), *_grid(None, y)]
+    names = [name for name, _ in series]
+    beside_title = _legend_begins(names) > 16 + 10 * len(title)
+    drawn = [_legend(names, 24 if beside_title else HEIGHT - 10), *_grid(None, y)]
     step = 1 / len(groups)
     width = 0.72 * step / len(series)
     for place, group in enumerate(groups):
@@ -97,16 +99,20 @@ def _picture(title: str, note: str, drawn: Sequence[str]) -> str:
     return "\n".join([head, *drawn, "</svg>"]) + "\n"
 
 
-def _legend(names: Sequence[str]) -> str:
+def _legend(names: Sequence[str], line: int = 24) -> str:
     parts = []
-    right = float(WIDTH - _RIGHT)
-    for number, name in reversed(list(enumerate(names))):
-        right -= 7.6 * len(name) + 32
+    for number in reversed(range(len(names))):
+        left = _legend_begins(names[number:])
         parts.append(
-            f'<rect class="fill s{number % 4}" x="{right:.0f}" y="13" width="12" height="12" rx="2"/>'
-            f'<text x="{right + 17:.0f}" y="24">{escape(name)}</text>'
+            f'<rect class="fill s{number % 4}" x="{left:.0f}" y="{line - 11}" width="12" height="12" rx="2"/>'
+            f'<text x="{left + 17:.0f}" y="{line}">{escape(names[number])}</text>'
         )
     return "".join(parts)
+
+
+def _legend_begins(names: Sequence[str]) -> float:
+    """Where one with these names begins, which ends at the right."""
+    return WIDTH - _RIGHT - sum(7.6 * len(name) + 32 for name in names)
 
 
 def _grid(x: Axis | None, y: Axis) -> list[str]:
