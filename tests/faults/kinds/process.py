@@ -14,6 +14,7 @@ import psycopg
 
 from tests.faults.daemons import DaemonProcess
 from tests.faults.lab import Kind, Lab, Moment, Strike, Violation, now
+from tests.faults.producers import FLOW
 from tests.faults.spare import armed_runs
 
 __all__ = ["KINDS"]
@@ -107,6 +108,22 @@ def freeze_producer(lab: Lab, rng: random.Random) -> Strike:
     return Strike("F3", began, now(), did, held=frozenset(runs))
 
 
+def commit_late(lab: Lab, rng: random.Random) -> Strike:
+    """A producer freezes before the COMMIT of new runs and thaws after their deadlines, behind every daemon's mark."""
+    runs, lasts = rng.randint(1, 5), rng.uniform(1.0, 3.0)
+    with psycopg.connect(lab.server.url(), application_name="lab late") as late:
+        began = now()
+        late.execute(
+            "INSERT INTO flow_run_controls (run_id, flow_id, trigger_key, timeout_at_utc)"
+            " SELECT gen_random_uuid(), %s, 'late', clock_timestamp() + interval '100 ms' FROM generate_series(1, %s)",
+            (FLOW, runs),
+        )
+        lab.pause(lasts)
+        late.commit()
+        ended = now()
+    return Strike("F3", began, ended, f"a producer frozen for {lasts:.1f} s before its COMMIT of {runs} runs")
+
+
 def _let_go(lab: Lab, held: psycopg.Connection[Any], runs: list[UUID]) -> bool:
     statement = "SELECT count(*) FROM (SELECT FROM flow_run_controls WHERE run_id = ANY(%s) FOR UPDATE SKIP LOCKED) _"
     with lab.admin("lab onlooker") as onlooker:
@@ -132,5 +149,6 @@ KINDS: Final = (
     Kind("F2", "terminate", "SIGTERM in the middle of a statement", terminate, recovery=6.0),
     Kind("F3", "freeze", "a daemon frozen and thawed", freeze),
     Kind("F3", "freeze-producer", "a producer frozen in a transaction", freeze_producer),
+    Kind("F3", "late-commit", "a producer frozen before its COMMIT", commit_late),
     Kind("F4", "memory", "a daemon out of memory", exhaust_memory),
 )

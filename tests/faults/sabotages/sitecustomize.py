@@ -1,7 +1,7 @@
 """Takes one safety away from a daemon, for `tests.faults.sabotage`.
 
-Python imports this module by itself where its folder is on PYTHONPATH. It acts on daemons alone, and only where
-``LAB_SABOTAGE`` names what to take away; nothing in the product knows of it.
+Python imports this module by itself where its folder is on PYTHONPATH. It acts on daemons alone, and on those that are
+but threads of a crowd, and only where ``LAB_SABOTAGE`` names what to take away; nothing in the product knows of it.
 """
 
 from __future__ import annotations
@@ -100,6 +100,19 @@ def _retries_after(seconds: float) -> None:
     _replace(Pace, "after_failure", after)
 
 
+def _unspread() -> None:
+    """Pauses after failures double as they did, but no fleet spreads them over a time."""
+    from curfew_daemon import wake
+
+    paced = wake.Pace.after_failure
+
+    def bunched(self: wake.Pace, *, longest: float, chance: float, spread: float = 0.0) -> tuple[wake.Pace, wake.Wake]:
+        return paced(self, longest=longest, chance=chance)
+
+    _replace(wake.Pace, "after_failure", bunched)
+    _replace(wake, "observer_pause", lambda _spread, _chance: 0.0)
+
+
 def _fall_on_errors() -> None:
     """An error of the database ends the process."""
     from curfew_daemon.enforcer import Enforcer
@@ -127,11 +140,12 @@ SABOTAGES: Final[dict[str, Callable[[], None]]] = {
     "keeps dead connections": _no_reconnect,
     "retries after 8 s": lambda: _retries_after(8.0),
     "retries at once": lambda: _retries_after(0.0),
+    "spreads no reconnects": _unspread,
     "dies of database errors": _fall_on_errors,
     "isolates no run": _no_isolation,
     "polls every 5 s": _sleepy,
 }
 """What each takes away, by the words of the report."""
 
-if "curfew_daemon" in sys.orig_argv and (_name := os.environ.get("LAB_SABOTAGE")):
+if {"curfew_daemon", "tests.faults.crowd"}.intersection(sys.orig_argv) and (_name := os.environ.get("LAB_SABOTAGE")):
     SABOTAGES[_name]()
