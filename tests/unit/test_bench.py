@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from tests.bench import __main__ as command
-from tests.bench import pictures, report
-from tests.bench.frame import Figure
+from tests.bench import disk, pictures, report
+from tests.bench.frame import Bench, Figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -21,6 +26,32 @@ def test_a_figure_is_judged_by_its_median_and_beside_its_reference() -> None:
     assert figure.with_goal("< 1").judged(lambda it: it.greatest < 1).met is False
     assert Figure("rate", [1.0], "x").ratio is None
     assert Figure("rate", [1.0], "x", reference=[0.0]).ratio is None
+
+
+def test_what_was_measured_beside_a_disk_that_stood_still_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times at most, whatever was found, and never at full length; each repetition is said with its reason."""
+    writes: list[float] = []
+    said: list[str] = []
+
+    @contextmanager
+    def watched(_bench: object) -> Iterator[disk.Disk]:
+        yield disk.Disk(longest=writes.pop(0))
+
+    monkeypatch.setattr(disk, "watched_disk", watched)
+
+    def measured(full: bool, *longest: float) -> tuple[int, float, int]:
+        writes[:] = longest
+        found = itertools.count(1)
+        bench = cast("Bench", SimpleNamespace(full=full, say=said.append))
+        number, seen = disk.beside_the_disk(bench, lambda: next(found))
+        return number, seen.longest, len(writes)
+
+    assert measured(False, 0.001, 9.0) == (1, 0.001, 1)
+    assert said == []
+    assert measured(False, 0.15, 0.002, 9.0) == (2, 0.002, 1)
+    assert said == ["a write to the disk took 150 ms: measured again"]
+    assert measured(False, 0.1, 0.2, 0.3, 0.4, 9.0) == (4, 0.4, 1)
+    assert measured(True, 0.1, 9.0) == (1, 0.1, 1)
 
 
 def test_the_table_says_what_was_missed() -> None:
