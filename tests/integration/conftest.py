@@ -7,8 +7,20 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Connection, NullPool, create_engine
 
+from curfew_store.embedded import EmbeddedPostgres
+from curfew_store.migrate import upgrade
 from tests.conftest import Database
 from tests.integration.contract.rows import Rows
+
+
+@pytest.fixture(scope="module")
+def tcp() -> Iterator[EmbeddedPostgres]:
+    """A migrated server that is reached over TCP."""
+    with EmbeddedPostgres.start(tcp=True) as server:
+        engine = create_engine(server.sqlalchemy_url())
+        upgrade(engine)
+        engine.dispose()
+        yield server
 
 
 @pytest.fixture

@@ -9,11 +9,9 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from sqlalchemy import create_engine
 
 from curfew_store import AsyncFlowRunControlStore, FlowRunControlStore
 from curfew_store.embedded import EmbeddedPostgres
-from curfew_store.migrate import upgrade
 from tests.faults.protocol import Request
 from tests.faults.wire import Point, Trap, Wire
 from tests.integration.killed_callers import CALLS, FACADES, FLOW, NAME, Call, Producer, sibling
@@ -37,16 +35,6 @@ SELECT (SELECT count(*) FROM flow_idempotency_keys WHERE run_id = id),
 FROM unnest(%s::uuid[]) WITH ORDINALITY AS given (id, place)
 LEFT JOIN flow_run_controls AS control ON control.run_id = id ORDER BY place
 """
-
-
-@pytest.fixture(scope="module")
-def tcp() -> Iterator[EmbeddedPostgres]:
-    """A migrated server that is reached over TCP."""
-    with EmbeddedPostgres.start(tcp=True) as server:
-        engine = create_engine(server.sqlalchemy_url())
-        upgrade(engine)
-        engine.dispose()
-        yield server
 
 
 @pytest.fixture

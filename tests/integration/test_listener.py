@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from psycopg.conninfo import make_conninfo
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import event, text
 
 from curfew_daemon import app, events
 from curfew_daemon.app import Daemon
@@ -187,16 +187,6 @@ def test_no_error_of_the_listener_shows_a_secret(
 
 
 # The listener by itself
-
-
-@pytest.fixture(scope="module")
-def tcp() -> Iterator[EmbeddedPostgres]:
-    """A migrated server that is reached over TCP."""
-    with EmbeddedPostgres.start(tcp=True) as server:
-        engine = create_engine(server.sqlalchemy_url())
-        upgrade(engine)
-        engine.dispose()
-        yield server
 
 
 class Audience:
