@@ -1,5 +1,6 @@
 """The pages, over real sockets: fixed routes, bounded clients, and a death that nobody else dies of."""
 
+import asyncio
 import contextlib
 import logging
 import socket
@@ -11,12 +12,16 @@ import httpx
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from curfew_daemon import http as module
 from curfew_daemon.http import BindFailed, HttpServer, PortTaken, bind, create_app, url_of, wants_openmetrics
 from curfew_daemon.metrics import Metrics
 from curfew_daemon.snapshot import Snapshot
 from tests.faults.hostile_http import NONSENSE, answer, slow_clients, speak
+from tests.patience import PATIENCE
 
 PROMETHEUS_ACCEPT = (
     "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,"
@@ -85,10 +90,14 @@ def client(daemon: Daemon) -> Iterator[httpx.Client]:
         yield client
 
 
+def connected(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").rsplit(":", 1)
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
 def raw(url: str, request: bytes) -> bytes:
     """Everything that the server answers to these bytes until it closes."""
-    host, port = url.removeprefix("http://").rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with connected(url) as connection:
         connection.sendall(request)
         answer = b""
         while piece := connection.recv(65536):
@@ -432,6 +441,45 @@ def test_hundreds_of_slow_clients_keep_no_scrape_out(daemon: Daemon) -> None:
 
     assert statuses == [200] * 5
     assert threads < 50
+
+
+WHOLE = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+def test_the_oldest_client_that_waits_makes_room(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too many takes the place of the first that came and said nothing; the others are answered."""
+    monkeypatch.setattr(module, "_CONNECTIONS", 3)
+    with serving(daemon.app()) as url, contextlib.ExitStack() as stack:
+        first, *others = [stack.enter_context(connected(url)) for _ in range(4)]
+        with contextlib.suppress(ConnectionResetError):
+            assert first.recv(100) == b""
+        for client in others:
+            client.sendall(WHOLE)
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_no_client_that_is_being_answered_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest of all keeps its place while its answer is made; the next that waits loses its own."""
+    monkeypatch.setattr(module, "_CONNECTIONS", 3)
+    asked, release = threading.Event(), threading.Event()
+
+    async def healthz(_request: Request) -> PlainTextResponse:
+        asked.set()
+        while not release.is_set():
+            await asyncio.sleep(0.01)
+        return PlainTextResponse("ok")
+
+    app = Starlette(routes=[Route("/healthz", healthz)])
+    with serving(app) as url, contextlib.ExitStack() as stack:
+        stack.callback(release.set)
+        answering = stack.enter_context(connected(url))
+        answering.sendall(WHOLE)
+        assert asked.wait(PATIENCE)
+        first, *_ = [stack.enter_context(connected(url)) for _ in range(3)]
+        with contextlib.suppress(ConnectionResetError):
+            assert first.recv(100) == b""
+        release.set()
+        assert answering.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_nonsense_is_answered_or_dropped_and_logs_nothing(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
