@@ -7,9 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from tests.bench import backlog, lateness
-from tests.bench.disk import beside_the_disk
 from tests.bench.frame import Bench, BenchDatabase, Figure
-from tests.bench.lag_steady import arm_steadily
+from tests.bench.lag_steady import Side, arm_steadily
 from tests.faults.daemons import DaemonProcess
 
 RATE = 100.0
@@ -32,23 +31,25 @@ def lag_with_and_without(
         bench.say("the server does not keep the moments of commits (track_commit_timestamp): nothing to measure")
         return []
     seconds = 20.0 if bench.full else 6.0
-    lags: dict[str, list[lateness.Lateness]] = {"with": [], "without": []}
-    stills: dict[str, list[float]] = {"with": [], "without": []}
+    sides = {"with": Side(), "without": Side()}
     with bench.database(name) as database, bench.daemons(database) as (daemon,):
         for number in range(bench.runs):
             for side in ("with", "without") if number % 2 else ("without", "with"):
                 around = partial(disturb if side == "with" else peace, daemon)
-                lag, disk = beside_the_disk(bench, partial(_lag, database, seconds, around))
-                lags[side].append(lag)
-                stills[side].append(1000 * disk.longest)
-            said = ", ".join(f"{side} {1000 * of[-1].p99:.1f} ms ({stills[side][-1]:.0f})" for side, of in lags.items())
+                sides[side].measure(bench, partial(_lag, database, seconds, around))
+            said = ", ".join(f"{name} {side.last}" for name, side in sides.items())
             bench.say(f"run {number + 1} of {bench.runs}: p99 (and the disk's worst write) {said}")
-    figures = []
-    for figure in ("p50", "p99"):
-        ours, alone = ([1000 * float(getattr(each, figure)) for each in lags[side]] for side in ("with", "without"))
-        figures.append(
-            Figure(f"{figure} at {RATE:g}/s", ours, "ms", reference=alone, notes={"the disk's worst write, ms": stills})
+    stills = {name: side.stills for name, side in sides.items()}
+    figures = [
+        Figure(
+            f"{name} at {RATE:g}/s",
+            sides["with"].milliseconds(name),
+            "ms",
+            reference=sides["without"].milliseconds(name),
+            notes={"the disk's worst write, s": stills},
         )
+        for name in ("p50", "p99")
+    ]
     figures[-1] = figures[-1].with_goal(f"<= {most:g} of the lag in peace").judged(lambda it: (it.ratio or 9) <= most)
     return figures
 

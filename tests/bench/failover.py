@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import threading
+import time
 from datetime import timedelta
 
 from tests.bench import backlog, lateness
@@ -47,21 +47,13 @@ def _worst(database: BenchDatabase, daemons: list[DaemonProcess]) -> float:
     count = round(RATE * (_SETTLE + _AFTER))
     first = lateness.now(database) + timedelta(seconds=2)
     lateness.arm(database, count, first, 1 / RATE)
-    _sleep_until(database, first + timedelta(seconds=_SETTLE))
+    time.sleep((first + timedelta(seconds=_SETTLE) - lateness.now(database)).total_seconds())
     marked = [_marked(daemon) for daemon in daemons]
     active = daemons[marked.index(max(marked))]
     killed = lateness.now(database)
     active.kill()
     backlog.wait_until_marked(database, count)
     return float(database.scalar(_LATEST, {"killed": killed}))
-
-
-def _sleep_until(database: BenchDatabase, moment: object) -> None:
-    pause = threading.Event()
-    while (
-        left := database.scalar("SELECT extract(epoch FROM %(at)s - clock_timestamp())::float8", {"at": moment})
-    ) > 0:
-        pause.wait(left)
 
 
 def _marked(daemon: DaemonProcess) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,17 +26,27 @@ SHARES = [0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0]
 
 
 @dataclass
-class _Side:
+class Side:
+    """What was measured on one of the sides that take turns."""
+
     lags: list[Lateness] = field(default_factory=list)
     stills: list[float] = field(default_factory=list)
     """How long the disk stood still in each of the runs, in seconds."""
     shares: list[float] = field(default_factory=list)
 
+    def measure(self, bench: Bench, phase: Callable[[], Lateness]) -> None:
+        """Once more, beside the disk."""
+        lag, disk = beside_the_disk(bench, phase)
+        self.lags.append(lag)
+        self.stills.append(disk.longest)
+
     @property
     def last(self) -> str:
+        """The last run, as a reader wants it."""
         return f"{1000 * self.lags[-1].p99:.1f} ms ({1000 * self.stills[-1]:.0f})"
 
     def milliseconds(self, name: str) -> list[float]:
+        """That figure of each run."""
         return [1000 * float(getattr(each, name)) for each in self.lags]
 
 
@@ -48,12 +59,10 @@ def run(bench: Bench) -> list[Figure]:
     figures: list[Figure] = []
     with bench.database("lag_steady") as database:
         for rate in GOALS:
-            sides = {name: _Side() for name in ("watched", "alone", "reference")}
+            sides = {name: Side() for name in ("watched", "alone", "reference")}
             for number in range(bench.runs):
                 for name, side in sides.items():
-                    lag, disk = beside_the_disk(bench, partial(_phase, bench, database, name, rate, seconds))
-                    side.lags.append(lag)
-                    side.stills.append(disk.longest)
+                    side.measure(bench, partial(_phase, bench, database, name, rate, seconds))
                     if number == bench.runs - 1:
                         side.shares = lateness.distribution(database, SHARES)
                 said = ", ".join(f"{name} {side.last}" for name, side in sides.items())
@@ -97,7 +106,7 @@ def arm_steadily(database: BenchDatabase, rate: float, seconds: float) -> None:
     pause.wait(max(0.0, started + AHEAD + seconds - time.monotonic()))
 
 
-def _figures(rate: int, sides: dict[str, _Side]) -> list[Figure]:
+def _figures(rate: int, sides: dict[str, Side]) -> list[Figure]:
     ours, alone, beside = sides["watched"], sides["alone"], sides["reference"]
     stills = {name: side.stills for name, side in sides.items()}
     figures = []
@@ -119,7 +128,7 @@ def _figures(rate: int, sides: dict[str, _Side]) -> list[Figure]:
     return [*figures, worst, grown.judged(lambda it: it.median < 3)]
 
 
-def _picture(rate: int, sides: dict[str, _Side]) -> str:
+def _picture(rate: int, sides: dict[str, Side]) -> str:
     names = {"watched": "3 daemons", "reference": "3 bare loops"}
     # A share of 1 lies at infinity on this scale; the worst is drawn at one in ten thousand.
     points = {

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from curfew_store import AsyncFlowRunControlStore, FlowRunControlStore, RunConfiguration
 from curfew_store.errors import RunTimedOut
 
-__all__ = ["CALLS", "FACADES", "NAME", "Producer", "Shape", "sibling"]
+__all__ = ["CALLS", "FACADES", "FLOW", "NAME", "Call", "Producer", "sibling"]
 
 NAME: Final = "producer to be killed"
 FLOW: Final = UUID("0c0ffee0-0000-4000-8000-0000000000dd")
@@ -93,13 +93,14 @@ class Producer:
     """A process that has called the store before, and makes one more call when it is told to; a context manager."""
 
     def __init__(self, url: str, facade: str, call: Call, run: UUID) -> None:
-        self._pipe, theirs = _FORK.Pipe()
+        self._pipe, self._theirs = _FORK.Pipe()
         self._process: ForkServerProcess = _FORK.Process(
-            target=_produce, args=(theirs, url, facade, *call.on(run)), daemon=True
+            target=_produce, args=(self._theirs, url, facade, *call.on(run)), daemon=True
         )
 
     def __enter__(self) -> Self:
         self._process.start()
+        self._theirs.close()  # so that its end is seen, whatever ends it
         self._told("ready")
         return self
 
