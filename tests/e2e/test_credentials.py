@@ -10,11 +10,10 @@ from urllib.parse import quote
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from sqlalchemy import create_engine
 
 from curfew_store.embedded import EmbeddedPostgres
-from curfew_store.migrate import upgrade
 from tests.e2e.daemon_process import DaemonProcess, curfewd
+from tests.servers import migrated_server
 
 CANARY = "canary@:/%25 'quoted'"
 FORMS = ("canary", quote(CANARY, safe=""), "Y2FuYXJ5")
@@ -23,10 +22,7 @@ FORMS = ("canary", quote(CANARY, safe=""), "Y2FuYXJ5")
 @pytest.fixture(scope="module")
 def strict() -> Iterator[EmbeddedPostgres]:
     """A migrated server that asks for a password, over TCP."""
-    with EmbeddedPostgres.start(password=CANARY, tcp=True) as server:
-        engine = create_engine(server.sqlalchemy_url())
-        upgrade(engine)
-        engine.dispose()
+    with migrated_server(tcp=True, password=CANARY) as server:
         yield server
 
 

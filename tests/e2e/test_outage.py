@@ -8,14 +8,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import create_engine
 
 from curfew_store.embedded import EmbeddedPostgres
-from curfew_store.migrate import upgrade
 from tests.conftest import Database
 from tests.e2e.conftest import Table
 from tests.e2e.daemon_process import DaemonProcess, curfewd
 from tests.integration.proxy import Proxy, Stopwatch
+from tests.servers import migrated_server
 
 SLACK = 5.0
 """Seconds that a busy machine may add."""
@@ -24,10 +23,7 @@ SLACK = 5.0
 @pytest.fixture(scope="module")
 def own() -> Iterator[EmbeddedPostgres]:
     """A migrated server that the module may stop."""
-    with EmbeddedPostgres.start(tcp=True) as server:
-        engine = create_engine(server.sqlalchemy_url())
-        upgrade(engine)
-        engine.dispose()
+    with migrated_server(tcp=True) as server:
         yield server
 
 
@@ -139,10 +135,7 @@ def test_a_table_that_vanishes_is_a_missing_schema(database: Database, rows: Tab
 
 def test_a_failover_is_followed() -> None:
     """A standby is told from an outage; when it is promoted the daemon enforces without a restart."""
-    with EmbeddedPostgres.start() as server:
-        engine = create_engine(server.sqlalchemy_url())
-        upgrade(engine)
-        engine.dispose()
+    with migrated_server() as server:
         run = insert_overdue(server)
         server.halt()
         (server.data_dir / "standby.signal").touch()

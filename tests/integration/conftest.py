@@ -8,18 +8,15 @@ import pytest
 from sqlalchemy import Connection, NullPool, create_engine
 
 from curfew_store.embedded import EmbeddedPostgres
-from curfew_store.migrate import upgrade
 from tests.conftest import Database
 from tests.integration.contract.rows import Rows
+from tests.servers import migrated_server
 
 
 @pytest.fixture(scope="module")
 def tcp() -> Iterator[EmbeddedPostgres]:
     """A migrated server that is reached over TCP."""
-    with EmbeddedPostgres.start(tcp=True) as server:
-        engine = create_engine(server.sqlalchemy_url())
-        upgrade(engine)
-        engine.dispose()
+    with migrated_server(tcp=True) as server:
         yield server
 
 

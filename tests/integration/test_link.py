@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy.exc
 from psycopg.conninfo import make_conninfo
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 
 from curfew_daemon.database import Link, NoAnswer, bounded_engine, startup_conninfo
 from curfew_daemon.failures import DatabaseRefusal, state_of
@@ -18,11 +18,11 @@ from curfew_daemon.results import DatabaseState
 from curfew_daemon.sweeper import Sweeper
 from curfew_store.embedded import EmbeddedPostgres
 from curfew_store.errors import SchemaMismatch
-from curfew_store.migrate import upgrade
 from curfew_store.schema import tables_in
 from tests.conftest import Database
 from tests.integration.proxy import Proxy, Stopwatch
 from tests.integration.sessions import eventually, onlooker
+from tests.servers import migrated_server
 
 OPTIONS = {"statement_timeout": "4000", "default_transaction_isolation": "read committed"}
 SLACK = 4.0
@@ -79,10 +79,7 @@ SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'curf
 @pytest.fixture(scope="module")
 def tcp() -> Iterator[EmbeddedPostgres]:
     """A migrated server that is reached over TCP."""
-    with EmbeddedPostgres.start(tcp=True, password="secret") as server:
-        engine = create_engine(server.sqlalchemy_url())
-        upgrade(engine)
-        engine.dispose()
+    with migrated_server(tcp=True, password="secret") as server:
         yield server
 
 

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine
 
 from curfew_daemon.results import DatabaseState
-from curfew_store.embedded import EmbeddedPostgres
-from curfew_store.migrate import upgrade
 from tests.conftest import Database
 from tests.e2e.daemon_process import DaemonProcess
 from tests.integration.contract.rows import Rows
+from tests.servers import migrated_server
 from tests.system.status.browser import Browser
 from tests.system.status.scenes import SCENES, backlog, database_down, on_time, served
 
@@ -201,24 +199,20 @@ def test_a_hundred_thousand_overdue(chromium: Browser, axe: str, database: Datab
 
 def test_the_database_goes_down(chromium: Browser, axe: str) -> None:
     """An open page says so within seconds, keeps what was known, greyed and with its age, and recovers by itself."""
-    with EmbeddedPostgres.start() as own:
-        engine = create_engine(own.sqlalchemy_url())
-        upgrade(engine)
-        engine.dispose()
-        with DaemonProcess(own.url(), **LIVE) as daemon:
-            daemon.wait_up()
-            chromium.look(width=1180)
-            chromium.open(f"{daemon.url}/")
-            chromium.wait("document.querySelector('.daemons .self')")
-            own.halt()
-            chromium.wait("document.querySelector('.notice:not([hidden])')")
-            assert "last known" in chromium.text()
-            assert "Nothing was overdue." in chromium.text()
-            assert chromium.evaluate("document.querySelectorAll('.stale').length") == 6
-            assert violations(chromium, axe) == []
-            shot(chromium, "live-database-down")
-            own.resume()
-            chromium.wait("!document.querySelector('.notice:not([hidden])') && !document.querySelector('.stale')")
+    with migrated_server() as own, DaemonProcess(own.url(), **LIVE) as daemon:
+        daemon.wait_up()
+        chromium.look(width=1180)
+        chromium.open(f"{daemon.url}/")
+        chromium.wait("document.querySelector('.daemons .self')")
+        own.halt()
+        chromium.wait("document.querySelector('.notice:not([hidden])')")
+        assert "last known" in chromium.text()
+        assert "Nothing was overdue." in chromium.text()
+        assert chromium.evaluate("document.querySelectorAll('.stale').length") == 6
+        assert violations(chromium, axe) == []
+        shot(chromium, "live-database-down")
+        own.resume()
+        chromium.wait("!document.querySelector('.notice:not([hidden])') && !document.querySelector('.stale')")
 
 
 def test_behind_a_pooler(chromium: Browser, pooled: str) -> None:
